@@ -1,0 +1,1 @@
+"""The control protocol: its server, its commands, and the command line."""

@@ -1,0 +1,1 @@
+"""The demonstration: a site whose every request writes a row, moved under load."""

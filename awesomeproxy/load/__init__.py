@@ -1,0 +1,1 @@
+"""The bundled load client: an open loop that counts every outcome."""

@@ -1,0 +1,1 @@
+"""Moving a site from one backend to another as a transaction."""

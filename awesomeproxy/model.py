@@ -1,0 +1,318 @@
+"""The nouns: what a site is, where it is placed, and what a move of it reports.
+
+Everything here is a frozen value without I/O.  The configuration file is read
+into these, the registry stores them, the data plane is handed them, and the
+control protocol prints them.  Times are seconds (float) and sizes are bytes
+(int) throughout.
+
+A :class:`Site` is a *definition*: what clients ask for and which backends could
+serve it.  A :class:`Placement` is *state*: on which backend it is now, and
+whether its gate should be open.  Each change of a placement has a larger
+generation than the one before; all ordering comes from that number.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Literal
+
+Network = IPv4Network | IPv6Network
+Generation = int
+
+
+class Mode(enum.StrEnum):
+    """What a site's gate should be."""
+
+    OPEN = "open"
+    HOLDING = "holding"
+
+
+class Outcome(enum.Enum):
+    """How a wait ended; see :mod:`awesomeproxy.happenings`."""
+
+    RELEASED = "released"  # what was waited for has happened
+    TIMED_OUT = "timed out"  # a deadline passed first
+    REFUSED = "refused"  # it will not happen, or there was no room to wait
+    GONE = "gone"  # whoever waited has left
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One address of a backend: ``http://host:port``, ``https://…`` or ``unix:/path``."""
+
+    url: str
+    scheme: Literal["http", "https", "unix"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """The active check of a backend's servers: a GET every so often."""
+
+    path: str = "/"
+    host: str = ""  # the Host header; empty: the site's first exact host
+    interval: float = 2.0
+    timeout: float = 1.0
+    rise: int = 2  # successes in a row that bring a server back
+    fall: int = 3  # failures in a row that take it out
+    status: tuple[int, int] = (200, 399)  # inclusive range that counts as healthy
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A named place that can serve a site."""
+
+    name: str
+    servers: tuple[Server, ...]
+    balance: Literal["round_robin", "least_connections"] = "round_robin"
+    health: HealthCheck | None = None
+    max_fails: int = 3  # passive check: failures in a row that take a server out ...
+    fail_timeout: float = 5.0  # ... for so long (nginx: max_fails, fail_timeout)
+    max_idle: int = 64  # pooled idle connections per server
+    idle_timeout: float = 4.0  # below the server's own keep-alive timeout
+
+
+@dataclass(frozen=True, slots=True)
+class HoldLimits:
+    """How much may wait at a gate.  ``max_time`` is per request."""
+
+    max_requests: int = 10_000
+    max_bytes: int = 256 * 1024 * 1024
+    max_time: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTimeouts:
+    """HAProxy's names: ``connect``, ``server`` (here ``response``), ``tunnel``."""
+
+    connect: float = 3.0  # to open a connection to a server
+    response: float = 60.0  # without a byte from the server while it owes one
+    tunnel: float = 3600.0  # without a byte either way on an upgraded connection
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What is done when no server can be reached, or one dies before it answers."""
+
+    attempts: int = 3  # sends of one request at the most, where a resend is allowed
+    budget: float = 15.0  # how long a request waits for a server that refuses connections
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """The concurrency bound towards a backend that has just been released to.
+
+    It starts at ``start``, and grows by one with each answer and twofold every
+    ``double_every`` seconds, until ``Site.max_in_flight`` is reached.  ``start = 0``: no ramp.
+    """
+
+    start: int = 64
+    double_every: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How long requests in flight may take to finish when a site is held."""
+
+    time: float = 20.0  # requests, event streams and long polls; then the pause fails
+    tunnels: float = 5.0  # upgraded connections; then they are closed
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """Who passes a held gate, to try the new place: by network, or by a header with a secret."""
+
+    networks: tuple[Network, ...] = ()
+    header: str = ""
+    secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What clients ask for, and the backends that could serve it."""
+
+    name: str
+    hosts: tuple[str, ...]
+    backend: str  # where it starts; the registry remembers where it is now
+    backends: Mapping[str, Backend]
+    path: str = "/"
+    hold: HoldLimits = HoldLimits()
+    timeouts: SiteTimeouts = SiteTimeouts()
+    retry: Retry = Retry()
+    ramp: Ramp = Ramp()
+    drain: Drain = Drain()
+    bypass: Bypass = Bypass()
+    max_body: int = 0  # bytes of a request body; 0: no limit
+    max_in_flight: int = 1024  # more wait at the gate
+    reuse_unsafe: float = 0.0  # idle age up to which a pooled connection may carry a POST
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a site is and what its gate should be, at one generation."""
+
+    site: str
+    backend: str
+    mode: Mode = Mode.OPEN
+    generation: Generation = 1
+    by: str = "configuration"  # what made this change, for the one who lost a race against it
+    expires: float | None = None  # unix time at which a hold ends its welcome (see ``then``)
+    then: Literal["refuse", "resume"] = "refuse"  # what the end of a hold does
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """All a worker needs to know of one site: its definition and its placement."""
+
+    site: Site
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What has become of a site's requests since its worker started."""
+
+    requests: int = 0  # taken in, answered or not
+    held: int = 0  # had to wait at the gate
+    released: int = 0  # waited and were forwarded
+    departed: int = 0  # left while held
+    refused: int = 0  # answered 503: no room to wait, or waited too long
+    retried: int = 0  # sent again, where promise 2 allows
+    ambiguous: int = 0  # may have been carried out; answered 502, not sent again
+    failed: int = 0  # answered 502 or 504, or truncated, for any other reason
+
+    def since(self, earlier: Counters) -> Counters:
+        """What has been counted since ``earlier``."""
+        return Counters(*(getattr(self, f) - getattr(earlier, f) for f in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one worker reports of one site."""
+
+    site: str
+    generation: Generation
+    backend: str
+    mode: Mode
+    in_flight: int = 0
+    held: int = 0
+    held_bytes: int = 0
+    tunnels: int = 0
+    connections: int = 0  # open to servers of the site, idle ones included
+    longest_wait: float = 0.0  # of the last hold: the longest a released request waited
+    counters: Counters = Counters()
+    servers: Mapping[str, str] = field(default_factory=dict)  # url -> "up", "down: why"
+    trouble: str = ""  # why requests are held although the gate should be open
+
+    @property
+    def drained(self) -> bool:
+        """Held, and nothing of it is left towards a backend."""
+        return (
+            self.mode is Mode.HOLDING
+            and not self.in_flight
+            and not self.tunnels
+            and not self.connections
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One worker's line in a receipt."""
+
+    node: str
+    worker: str
+    generation: Generation
+    in_flight: int
+    connections: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What ``pause`` answers with: every worker that holds, with nothing in flight."""
+
+    site: str
+    backend: str
+    generation: Generation
+    drained_in: float
+    workers: tuple[Report, ...]
+    closed: int = 0  # requests and tunnels cut by --force or at the tunnels' deadline
+
+    def as_json(self) -> dict[str, Any]:
+        """The receipt as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What one migration did to a site's requests."""
+
+    site: str
+    source: str
+    target: str
+    generation: Generation
+    outcome: Literal["done", "rolled back", "planned"]
+    reason: str = ""
+    requests: int = 0
+    held: int = 0
+    released: int = 0
+    departed: int = 0
+    refused: int = 0
+    retried: int = 0
+    ambiguous: int = 0
+    failed: int = 0
+    longest_added_wait: float = 0.0
+    bytes_moved: int = 0
+    pause: float = 0.0  # from the hold to the release
+    steps: Mapping[str, float] = field(default_factory=dict)  # name -> seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """The ledger as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenTimeouts:
+    """Towards clients.  ``head`` is absolute: bytes that trickle in do not extend it."""
+
+    head: float = 10.0  # for a whole request head (HAProxy: http-request)
+    body: float = 20.0  # grace before ``body_rate`` is enforced, and between body bytes
+    idle: float = 75.0  # between requests of a connection (nginx: keepalive_timeout)
+    write: float = 60.0  # without the client taking a byte of its answer
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One address that takes requests, and what it allows a client."""
+
+    endpoint: str  # a Twisted server endpoint string
+    trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-* and X-Request-Id are kept
+    max_head: int = 32 * 1024  # 431
+    max_target: int = 8 * 1024  # 414
+    max_headers: int = 100  # 431
+    body_rate: int = 512  # bytes a second a request body must reach; 408
+    timeouts: ListenTimeouts = ListenTimeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole configuration file."""
+
+    name: str
+    state_dir: str
+    control: str
+    access_log: str
+    listen: tuple[Listen, ...]
+    sites: Mapping[str, Site]
+    drain_time: float = 30.0  # at SIGTERM, for requests in flight
+    max_connections: int = 16_000  # of clients, all listeners together
+    max_held: int = 50_000  # requests held, all sites together
+    max_held_bytes: int = 1024 * 1024 * 1024  # the same in bytes
