@@ -60,11 +60,17 @@ class StateFile:
             with _explained(path, "it cannot be opened"):
                 os.chmod(path, 0o600)
                 db = _connect(path, "rw")
-                db.execute("PRAGMA journal_mode = WAL")
         except BaseException:
             os.close(lock)
             raise
-        return cls(path, lock, db)
+        file = cls(path, lock, db)
+        try:
+            # A copy that was restored from a backup may have lost this setting.
+            file.read(lambda: db.execute("PRAGMA journal_mode = WAL"))
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def read(self, work: Callable[[], R]) -> R:
         """Do ``work``; RegistryError if the file cannot be read."""
@@ -240,7 +246,7 @@ def _explained(path: Path, what: str | None) -> Iterator[None]:
     """Turn what SQLite and the kernel raise into RegistryError; ``what`` None: it is damaged."""
     try:
         yield
-    except Damaged as error:
+    except (Damaged, UnicodeDecodeError) as error:
         raise _bad(path, f"it is damaged: {error}") from error
     except (sqlite3.Error, OSError) as error:
         if what is None:
