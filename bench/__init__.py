@@ -1,0 +1,1 @@
+"""Measurements of AwesomeProxy against other proxies; run ``python -m bench``."""
