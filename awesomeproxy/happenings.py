@@ -32,11 +32,12 @@ K = TypeVar("K", bound=Hashable)
 class Waiter:
     """One wait: when it began, what it keeps, and the Deferred that is its own."""
 
-    __slots__ = ("deferred", "since", "size")
+    __slots__ = ("deferred", "in_line", "since", "size")
 
     def __init__(self, since: float, size: int) -> None:
         self.since = since
         self.size = size
+        self.in_line = True
         self.deferred: Deferred[Outcome] | None = None  # None once it has ended
 
 
@@ -76,7 +77,7 @@ class Waiters:
     def first(self) -> Waiter | None:
         """Who has waited longest, if anybody waits."""
         line = self._line
-        while line and line[0][2].deferred is None:
+        while line and not line[0][2].in_line:
             heapq.heappop(line)
         return line[0][2] if line else None
 
@@ -93,7 +94,11 @@ class Waiters:
         Those who begin to wait while the others are told are not among them.
         """
         line, self._line = self._line, []
-        waiters = [waiter for _, _, waiter in sorted(line) if waiter.deferred is not None]
+        waiters = [waiter for _, _, waiter in sorted(line) if waiter.in_line]
+        # All leave the line before the first is told, who may well look at it.
+        self.count = self.bytes = 0
+        for waiter in waiters:
+            waiter.in_line = False
         for waiter in waiters:
             self._end(waiter, outcome)
         return len(waiters)
@@ -102,11 +107,13 @@ class Waiters:
         deferred, waiter.deferred = waiter.deferred, None
         if deferred is None:
             return
-        self.count -= 1
-        self.bytes -= waiter.size
-        if len(self._line) > 32 and len(self._line) > 2 * self.count:
-            self._line = [entry for entry in self._line if entry[2].deferred is not None]
-            heapq.heapify(self._line)
+        if waiter.in_line:
+            waiter.in_line = False
+            self.count -= 1
+            self.bytes -= waiter.size
+            if len(self._line) > 32 and len(self._line) > 2 * self.count:
+                self._line = [entry for entry in self._line if entry[2].in_line]
+                heapq.heapify(self._line)
         deferred.callback(outcome)
 
 

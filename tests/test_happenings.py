@@ -51,7 +51,8 @@ def error_of(deferred: Deferred[Any]) -> type[BaseException]:
     caught: list[type[BaseException]] = []
 
     def failed(failure: Failure) -> None:
-        caught.append(failure.value.__class__)
+        assert failure.value is not None
+        caught.append(type(failure.value))
 
     deferred.addErrback(failed)
     (error,) = caught
@@ -269,6 +270,18 @@ class TestReentrancy:
         told("third", on_mount.wait("blog"))
         on_mount.fire("blog")
         assert told.log == [("second", GONE), ("third", RELEASED)]
+
+    def test_nobody_is_in_line_while_all_are_told(self) -> None:
+        """A firing takes the waiters out first, and their count and bytes with them."""
+        line = Waiters()
+        counts: list[tuple[int, int, object]] = []
+        for size in (1, 2, 3):
+            when_told(
+                line.wait(size=size),
+                lambda: counts.append((len(line), line.bytes, line.first())),
+            )
+        line.fire(RELEASED)
+        assert counts == [(0, 0, None)] * 3
 
     def test_who_comes_while_all_are_told_is_counted(self, told: Told) -> None:
         """The line is exact when one comes, and one leaves, in the midst of a firing."""
