@@ -130,13 +130,14 @@ class Happenings(Generic[K]):
     def wait(self, key: K, timeout: float | None = None) -> Deferred[Outcome]:
         """Wait until ``key`` is fired.
 
-        :param timeout: seconds after which the outcome is ``TIMED_OUT``.
+        :param timeout: seconds after which the outcome is ``TIMED_OUT``; none are left of a
+            deadline that has passed.
         """
         deferred = self._waiters.setdefault(key, Waiters()).wait()
         if timeout is None:
             return deferred.addCallback(self._forget, key, None)
         ended = _Timeout(deferred)
-        ended.call = self._clock.callLater(timeout, ended.expire)
+        ended.call = self._clock.callLater(max(0.0, timeout), ended.expire)
         return deferred.addCallback(self._forget, key, ended)
 
     def fire(self, key: K, outcome: Outcome = Outcome.RELEASED) -> int:

@@ -201,6 +201,16 @@ class TestHappenings:
         on_mount.fire("blog")
         assert told.log[1:] == [("long", TIMED_OUT), ("patient", RELEASED)]
 
+    @pytest.mark.parametrize("timeout", [0, -0.5])
+    def test_a_deadline_that_has_passed_ends_the_wait(
+        self, on_mount: Happenings[str], clock: Clock, told: Told, timeout: float
+    ) -> None:
+        """Time left that is none, or less, is a timeout and not an error."""
+        told("late", on_mount.wait("blog", timeout=timeout))
+        clock.advance(0)
+        assert told.log == [("late", TIMED_OUT)]
+        assert len(on_mount) == 0
+
     @pytest.mark.parametrize("end", ["fire", "cancel"])
     def test_no_timer_outlives_its_wait(
         self, on_mount: Happenings[str], clock: Clock, told: Told, end: str
