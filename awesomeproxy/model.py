@@ -202,6 +202,7 @@ class Observed:
     generation: Generation
     backend: str
     mode: Mode
+    state: str = "open"  # open, releasing, draining, holding, unreachable or refusing
     in_flight: int = 0
     held: int = 0
     held_bytes: int = 0
@@ -209,7 +210,9 @@ class Observed:
     connections: int = 0  # open to servers of the site, idle ones included
     longest_wait: float = 0.0  # of the last hold: the longest a released request waited
     counters: Counters = Counters()
-    servers: Mapping[str, str] = field(default_factory=dict)  # url -> "up", "down: why"
+    servers: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # backend -> url -> "up", "down: why"
     trouble: str = ""  # why requests are held although the gate should be open
 
     @property

@@ -1,0 +1,125 @@
+"""The access log: one line a request, written in batches.
+
+Fields, separated by single spaces; a quoted one can hold spaces::
+
+    time client site backend server "METHOD target HTTP/v" status bytes held total id
+
+``time`` is UTC with milliseconds; ``bytes`` is what was sent to the client of head and
+body; ``held`` and ``total`` are seconds.  A status of 499 is a client that left before
+it was answered.
+
+A log that cannot be written (a full disk, a pipe nobody reads) does not stop traffic: a
+bounded number of lines is kept, the rest are counted and the count is logged later.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+FLUSH_EVERY = 0.5  # seconds
+FLUSH_AT = 64 * 1024  # characters
+KEEP_AT_MOST = 4 * 1024 * 1024  # characters, while the log cannot be written
+
+log = Logger()
+
+
+class AccessLog:
+    """Appends lines to a file, to standard output (``-``), or nowhere."""
+
+    def __init__(self, clock: IReactorTime, path: str) -> None:
+        """
+        :raise OSError: the file cannot be opened.
+        """
+        self._clock = clock
+        self._path = path
+        self._lines: list[str] = []
+        self._size = 0
+        self._lost = 0
+        self._call: IDelayedCall | None = None
+        self._second = 0
+        self._stamp = ""
+        self._fd = -1
+        self.enabled = bool(path)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file anew, as after it has been rotated away.
+
+        :raise OSError: it cannot be opened; the old one stays in use.
+        """
+        if not self.enabled:
+            return
+        if self._path == "-":
+            self._fd = 1
+            return
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self._fd >= 0:
+            self.flush()
+            os.close(self._fd)
+        self._fd = fd
+
+    def add(self, line: str, wall: Callable[[], float] = time.time) -> None:
+        """Log one line; the time is put before it."""
+        now = wall()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        line = f"{self._stamp}{int((now - second) * 1000):03d}Z {line}\n"
+        self._lines.append(line)
+        self._size += len(line)
+        if self._call is None:
+            self._call = self._clock.callLater(FLUSH_EVERY, self._flush_later)
+        elif self._size > FLUSH_AT:
+            self.flush()
+
+    def _flush_later(self) -> None:
+        self._call = None
+        self.flush()
+        if self._lines:
+            self._call = self._clock.callLater(FLUSH_EVERY, self._flush_later)
+
+    def flush(self) -> None:
+        """Write what has been logged, as far as it can be written now."""
+        if not self._lines:
+            return
+        data = "".join(self._lines).encode("utf-8", "replace")
+        written = self._write(data)
+        rest = data[written:].decode("utf-8", "replace")
+        if len(rest) > KEEP_AT_MOST:
+            self._lost += rest.count("\n")
+            rest = ""
+        elif not rest and self._lost:
+            log.warn("{lost} lines of the access log could not be written", lost=self._lost)
+            self._lost = 0
+        self._lines = [rest] if rest else []
+        self._size = len(rest)
+
+    def _write(self, data: bytes) -> int:
+        written = 0
+        try:
+            while written < len(data):
+                if not select.select((), (self._fd,), (), 0)[1]:
+                    break
+                # A pipe that is writable takes this much without blocking.
+                size = select.PIPE_BUF if self._path == "-" else len(data)
+                written += os.write(self._fd, data[written : written + size])
+        except OSError:
+            pass
+        return written
+
+    def close(self) -> None:
+        """Write what there is and close the file."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        self.flush()
+        if self._fd > 2:
+            os.close(self._fd)
+            self._fd = -1

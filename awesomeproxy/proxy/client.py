@@ -1,0 +1,397 @@
+"""Connections of clients: requests come in, one exchange at a time goes out.
+
+Pipelined requests wait in the parser, and reading stops as soon as one is complete
+behind the one that is being answered; so a connection keeps one read's worth of bytes
+at the most.  A client is read from while it waits for its answer, because that is how
+its leaving is noticed; where reading had to stop (a body that waits in the kernel, more
+requests than one), the kernel is asked instead.
+
+What a client may take its time with, and for how long, is :class:`ListenTimeouts`.  The
+deadline of a head is absolute: a byte now and then does not move it.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from awesomeproxy.model import Listen
+from awesomeproxy.proxy.answers import answer
+from awesomeproxy.proxy.exchange import Exchange
+from awesomeproxy.proxy.heads import Origin
+from awesomeproxy.proxy.requests import Request, RequestParser
+from awesomeproxy.proxy.router import BadHost
+from awesomeproxy.proxy.sweep import NEVER
+
+if TYPE_CHECKING:
+    from awesomeproxy.proxy.plane import Plane
+
+LINGER = 2.0  # seconds that a client may go on sending what nobody reads any more
+LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
+TCP_ESTABLISHED = 1
+
+
+class ClientConnection(Protocol):
+    """One connection of a client."""
+
+    transport: Any
+
+    def __init__(self, plane: Plane, listen: Listen) -> None:
+        self.plane = plane
+        self.listen = listen
+        self.parser = RequestParser(listen)
+        self.exchange: Exchange | None = None
+        self.address = ""
+        self.origin = Origin(b"unknown")
+        self.deadline = NEVER
+        self._tunnel: Any = None  # the server's transport, once the protocol is switched
+        self._advancing = False
+        self._lingering = False
+        self._paused = False
+        self._body_taken = 0  # bytes of the present request's body
+        self._body_seen = 0  # the same at the last look
+        self._head_timed = False
+        self._unsent_seen = 0  # what the client had not taken at the last look
+
+    def __repr__(self) -> str:
+        return f"<ClientConnection {self.address}: {self.exchange!r}>"
+
+    def connectionMade(self) -> None:
+        """A client has come."""
+        peer = self.transport.getPeer()
+        self.address = getattr(peer, "host", "unix")
+        if self.address != "unix":
+            self.transport.setTcpNoDelay(True)
+        self.origin = self.plane.origin(self.address, self.listen)
+        self.deadline = self.plane.seconds() + self.listen.timeouts.head
+        self.plane.client_came(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The client has gone, or was sent away."""
+        self.plane.client_left(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Part of a request, of a tunnel, or of what nobody reads any more."""
+        if self._tunnel is not None:
+            self._tunnel.write(data)
+            if self.exchange is not None:
+                self.exchange.tunnel_moved()
+            return
+        if self._lingering:
+            return
+        parser = self.parser
+        parser.feed(data)
+        exchange = self.exchange
+        if exchange is None:
+            self._advance()
+        else:
+            if exchange.request.chunks or not exchange.request_sent:
+                self._body_arrived(exchange)
+            if parser.ready or parser.refusal is not None:
+                self._pause()
+
+    # One request after the other
+
+    def _advance(self) -> None:
+        """Begin with what has arrived, as long as nothing is being answered."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self.exchange is None and self.parser.ready and not self._lingering:
+                self._begin(self.parser.ready.popleft())
+        finally:
+            self._advancing = False
+        if self.exchange is not None or self._lingering:
+            return
+        refusal = self.parser.refusal
+        if refusal is not None:
+            self.answer(refusal.status, refusal.reason, None)
+            return
+        if self._paused:
+            self._resume()
+        timeouts = self.listen.timeouts
+        if not self.parser.in_head:
+            self.deadline = self.plane.seconds() + timeouts.idle
+        elif not self._head_timed:
+            self._head_timed = True
+            self.deadline = self.plane.seconds() + timeouts.head
+
+    def _begin(self, request: Request) -> None:
+        plane = self.plane
+        started = plane.seconds()
+        self._head_timed = False
+        self.deadline = NEVER
+        if not (self.origin.trusted and request.request_id):
+            request.request_id = plane.request_id()
+        try:
+            site = plane.router.find(request.host or b"", request.target)
+        except BadHost:
+            self.answer(400, "The Host field does not name a host.", request)
+            return
+        if site is None:
+            name = (request.host or b"no name").decode("latin-1")
+            self.answer(404, f"No site is known here by the name {name}.", request)
+            return
+        if (
+            request.length > site.site.max_body > 0
+            or request.via is not None
+            or request.max_forwards is not None
+        ) and self._turned_away(request, site.site.max_body):
+            return
+        site.requests += 1
+        exchange = self.exchange = Exchange(self, request, site, started)
+        self._body_taken = 0
+        if not request.complete:
+            self._watch_body(started)
+        exchange.begin()
+
+    def _turned_away(self, request: Request, max_body: int) -> bool:
+        if request.length > max_body > 0:
+            self.answer(413, f"The request's body is longer than {max_body} bytes.", request)
+            return True
+        if request.via is not None and self.plane.via_token in request.via:
+            self.answer(
+                508,
+                "The request has come back to this proxy: a server of the site"
+                " is the proxy itself.",
+                request,
+            )
+            return True
+        if request.max_forwards is not None and request.method in (b"OPTIONS", b"TRACE"):
+            # RFC 9110, section 7.6.2
+            if not request.max_forwards.isdigit():
+                self.answer(400, "Max-Forwards is not a number.", request)
+                return True
+            left = int(request.max_forwards)
+            if left == 0:
+                self.answer(200, "Max-Forwards ended here.", request)
+                return True
+            request.max_forwards = b"%d" % (left - 1)
+        return False
+
+    def _body_arrived(self, exchange: Exchange) -> None:
+        request = exchange.request
+        size = sum(map(len, request.chunks))
+        self._body_taken += size
+        limit = exchange.site.site.max_body
+        if limit and self._body_taken > limit:
+            exchange.refuse(413, f"The request's body is longer than {limit} bytes.")
+            return
+        if request.complete and exchange.waiting is None:
+            self.deadline = NEVER
+        if exchange.waiting is None:
+            exchange.body_arrived()
+
+    def finished(self, exchange: Exchange, now: float) -> None:
+        """The response has been sent."""
+        self.exchange = None
+        transport = self.transport
+        if transport.producer is not None:
+            transport.unregisterProducer()
+        request = exchange.request
+        if not request.complete:
+            self._linger()
+        elif not exchange.keep_alive:
+            self._close()
+        else:
+            if request.upgrade:
+                self.parser.resume()
+            if self.parser.ready or self.parser.refusal is not None or self._paused:
+                self._advance()
+            elif self.parser.in_head:
+                self._head_timed = True
+                self.deadline = now + self.listen.timeouts.head
+            else:
+                self.deadline = now + self.listen.timeouts.idle
+
+    def answer(self, status: int, reason: str, request: Request | None) -> None:
+        """Answer a request ourselves; the connection goes on if it can."""
+        self.exchange = None
+        transport = self.transport
+        if transport.producer is not None:
+            transport.unregisterProducer()
+        goes_on = (
+            request is not None
+            and request.complete
+            and request.keep_alive
+            and not self.plane.stopping
+        )
+        if request is None and status != 408:
+            self.plane.log_refused(self, status)
+        elif request is not None and request.request_id and status in (400, 404, 413, 508):
+            self.plane.log_refused(self, status, request)
+        transport.write(answer(status, reason, request, close=not goes_on))
+        if not goes_on:
+            self._linger()
+            return
+        if request is not None and request.upgrade:
+            self.parser.resume()
+        self._advance()
+
+    # Reading, or not
+
+    def hold_body(self, held: bool) -> None:
+        """The request is held: leave the rest of its body in the kernel; or read on."""
+        if held:
+            self._pause()
+            self.deadline = self.plane.seconds() + LOOK_AGAIN
+        elif self.exchange is not None and not self.exchange.request.complete:
+            self._resume()
+            self._watch_body(self.plane.seconds())
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.transport.pauseProducing()
+            if self.exchange is not None and self.exchange.waiting is not None:
+                self.deadline = self.plane.seconds() + LOOK_AGAIN
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.transport.resumeProducing()
+
+    def has_left(self) -> bool:
+        """Whether the client has closed its side, though we have not read that far."""
+        if not self.transport.connected:
+            return True
+        if not self._paused or self.address == "unix":
+            return False
+        info = self.transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return bool(struct.unpack("B", info)[0] != TCP_ESTABLISHED)
+
+    def _watch_body(self, now: float) -> None:
+        self._body_seen = self._body_taken
+        self.deadline = now + self.listen.timeouts.body
+
+    def watch_writing(self, now: float) -> None:
+        """The client is slower than its response: see that it takes it at all."""
+        if self.deadline == NEVER:
+            self._unsent_seen = self.transport.unsent
+            self.deadline = now + self.listen.timeouts.write
+
+    # Deadlines
+
+    def expired(self, now: float) -> None:
+        """A deadline has passed; which one depends on what is going on."""
+        self.deadline = NEVER
+        exchange = self.exchange
+        if self._lingering:
+            self.transport.abortConnection()
+        elif exchange is None:
+            if self.parser.in_head:
+                limit = self.listen.timeouts.head
+                reason = f"The request's head has not arrived within {limit:g} s."
+                self.answer(408, reason, None)
+            else:
+                self._close()
+        elif exchange.in_tunnel:
+            exchange.close_tunnel()
+        elif exchange.waiting is not None:
+            if self.has_left():
+                self.abort()
+            elif self._paused:
+                self.deadline = now + LOOK_AGAIN
+        elif self.transport.unsent:
+            self._expired_writing(now)
+        elif not exchange.request.complete:
+            self._expired_body(exchange, now)
+
+    def _expired_writing(self, now: float) -> None:
+        unsent = self.transport.unsent
+        if unsent == self._unsent_seen:
+            self.abort()
+        else:
+            self._unsent_seen = unsent
+            self.deadline = now + self.listen.timeouts.write
+
+    def _expired_body(self, exchange: Exchange, now: float) -> None:
+        timeouts = self.listen.timeouts
+        came = self._body_taken - self._body_seen
+        paused = exchange.connection is not None and exchange.connection.transport.unsent
+        if came >= self.listen.body_rate * timeouts.body or paused:
+            self._watch_body(now)
+            return
+        reason = f"The request's body came slower than {self.listen.body_rate} bytes a second."
+        if exchange.head_sent:
+            self.abort()
+        else:
+            exchange.refuse(408, reason)
+
+    # Tunnels
+
+    def begin_tunnel(self, server: Any) -> bytes:
+        """From here on bytes go to ``server``; return those that have come already."""
+        self._tunnel = server
+        return self.parser.take_rest()
+
+    def end_tunnel(self) -> None:
+        """The other side is closed: so is this one, once everything is sent."""
+        self.exchange = None
+        if self.transport.connected:
+            self.transport.unregisterProducer()
+            self._close()
+
+    # The end
+
+    def idle_close(self) -> None:
+        """The proxy stops: close if nothing is being answered."""
+        if self.exchange is None and not self._lingering:
+            self._close()
+
+    def _close(self) -> None:
+        self.deadline = self.plane.seconds() + LINGER
+        self._lingering = True
+        self.transport.loseConnection()
+
+    def _linger(self) -> None:
+        """Close so that the answer arrives: a client that still sends would reset it."""
+        self._lingering = True
+        self.deadline = self.plane.seconds() + LINGER
+        self._resume()
+        self.transport.loseWriteConnection()
+
+    def abort(self) -> None:
+        """Close in a way that cannot be taken for a proper end."""
+        if self.exchange is not None:
+            exchange, self.exchange = self.exchange, None
+            exchange.client_gone()
+        self._lingering = True
+        self.transport.abortConnection()
+
+
+class ClientFactory(Factory):
+    """Makes the connections of one listener."""
+
+    noisy = False
+
+    def __init__(self, plane: Plane, listen: Listen) -> None:
+        self._plane = plane
+        self.listen = listen
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        """A connection has come in."""
+        plane = self._plane
+        if len(plane.clients) >= plane.max_connections:
+            return _Full()
+        return ClientConnection(plane, self.listen)
+
+
+class _Full(Protocol):
+    """Says that there is no room, and closes."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        reason = "The proxy carries as many connections as it may."
+        self.transport.write(answer(503, reason, close=True))
+        self.transport.loseConnection()

@@ -1,0 +1,561 @@
+"""One request on its way from a client to a server, and its response on the way back.
+
+The usual way, without a Deferred or a timer: the gate lets the request in and counts
+it, a pooled connection takes it, the response is relayed, the gate is told.
+
+Everything else is what may come between:
+
+- The gate holds: the request waits there.  Its backend is looked up when it is
+  released, not before -- the site may have moved.
+- No server takes a connection: nothing has been sent, so the request goes back to the
+  gate, to its old place in line, and waits until a server can be reached.
+- A connection breaks before a byte of the response.  The request is sent once more, if
+  its method is idempotent and its body is at hand; otherwise nobody can know whether it
+  has been carried out: it is *ambiguous*, counted so and answered 502.  Requests that
+  are not idempotent therefore travel on fresh connections, where a server that closes
+  an idle one cannot get in the way.
+- The client leaves.  Held, its request is dropped.  Sent, it stays in flight until the
+  server has answered: to count it out earlier would call a site drained while its
+  server is still writing.
+- A response is cut short: so is the client's, visibly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+from awesomeproxy.model import Outcome
+from awesomeproxy.proxy.heads import (
+    chunk,
+    interim_head,
+    last_chunk,
+    request_head,
+    response_head,
+)
+from awesomeproxy.proxy.requests import Request, allowed_trailers
+from awesomeproxy.proxy.responses import Response
+from awesomeproxy.proxy.servers import LiveServer
+from awesomeproxy.proxy.sweep import NEVER
+from awesomeproxy.proxy.upstream import ServerConnection
+
+if TYPE_CHECKING:
+    from awesomeproxy.proxy.client import ClientConnection
+    from awesomeproxy.proxy.site import LiveSite
+
+REPLAYABLE = 64 * 1024  # bytes of a request body kept for a second sending
+NONE_TRIED: frozenset[LiveServer] = frozenset()
+HELD_OVERHEAD = 1024  # bytes that a held request takes beside its head and body
+
+
+class Exchange:
+    """A request and what becomes of it.  ``client`` is None once it has left."""
+
+    __slots__ = (
+        "bypass",
+        "bytes_sent",
+        "chunked",
+        "client",
+        "connection",
+        "counted",
+        "head_sent",
+        "held",
+        "in_tunnel",
+        "keep_alive",
+        "replay",
+        "replay_size",
+        "request",
+        "request_sent",
+        "sends",
+        "site",
+        "started",
+        "status",
+        "tried",
+        "waiting",
+    )
+
+    def __init__(
+        self, client: ClientConnection, request: Request, site: LiveSite, started: float
+    ) -> None:
+        self.client: ClientConnection | None = client
+        self.request = request
+        self.site = site
+        self.started = started
+        self.connection: ServerConnection | None = None
+        self.waiting: Deferred[Outcome] | None = None
+        self.counted = False  # in flight at the gate
+        self.bypass = False
+        self.in_tunnel = False
+        self.head_sent = False  # of the response, to the client
+        self.request_sent = False
+        self.chunked = False  # the response's body, to the client
+        self.keep_alive = request.keep_alive
+        self.sends = 0
+        self.tried = NONE_TRIED
+        self.replay: list[bytes] | None = None
+        self.replay_size = 0
+        self.held = 0.0
+        self.status = 0
+        self.bytes_sent = 0
+
+    def __repr__(self) -> str:
+        doing = "held" if self.waiting is not None else f"sent {self.sends} times"
+        return f"<Exchange {self.request!r} for {self.site.site.name}: {doing}>"
+
+    # The way there
+
+    def begin(self) -> None:
+        """The request's head is here: pass the gate, or wait at it."""
+        site = self.site
+        if site.gate.enter():
+            self.counted = True
+            self._forward(self.started)
+        elif site.lets_by(self.request, self.client):
+            self.bypass = True
+            self._forward(self.started)
+        else:
+            self._wait(None)
+
+    def _wait(self, since: float | None) -> None:
+        request = self.request
+        if self.client is not None:
+            self.client.hold_body(not request.complete)
+        size = HELD_OVERHEAD + sum(map(len, request.lines)) + sum(map(len, request.chunks))
+        began = self.site.plane.seconds()
+        self.waiting = self.site.gate.wait(size, since)
+        self.waiting.addCallback(self._waited, began)
+
+    def _waited(self, outcome: Outcome, began: float) -> None:
+        self.waiting = None
+        now = self.site.plane.seconds()
+        self.held += now - began
+        if outcome is Outcome.RELEASED:
+            self.counted = True
+            client = self.client
+            if client is None or client.has_left():
+                # It left without a sign we could have read; nothing has been sent.
+                self.status = 499
+                self.client = None
+                self._end(now)
+                if client is not None:
+                    client.abort()
+                return
+            client.hold_body(False)
+            self._forward(now)
+        elif outcome is Outcome.GONE:
+            self.status = 499
+            self._end()
+        elif outcome is Outcome.TIMED_OUT:
+            self.refuse(503, self.site.why_held("for too long"))
+        else:
+            self.refuse(503, self.site.why_held("and no more can wait"))
+
+    def _forward(self, now: float) -> None:
+        """Choose a server and send the request, on a pooled connection if that is safe."""
+        site = self.site
+        backend = site.backend
+        server = backend.choose(now, self.tried) if backend is not None else None
+        if server is None:
+            self._unreachable(site.why_unreachable())
+            return
+        connection = None
+        if server.idle and not self.sends:
+            if self.request.idempotent:
+                connection = server.take(now, 0.0)
+            elif site.site.reuse_unsafe:
+                connection = server.take(now, now - site.site.reuse_unsafe)
+        if connection is None:
+            connection = self.connection = ServerConnection(site, server, self)
+            connection.connect(site.site.timeouts.connect)
+        else:
+            connection.exchange = self
+            connection.reused = True
+            server.busy += 1
+            self.connection = connection
+            self._send(connection, now)
+
+    def connected(self, connection: ServerConnection) -> None:
+        """A fresh connection is there."""
+        self._send(connection, self.site.plane.seconds())
+
+    def not_connected(self, connection: ServerConnection, why: str) -> None:
+        """A server could not be reached: nothing has been sent there."""
+        self.connection = None
+        server = connection.server
+        now = self.site.plane.seconds()
+        server.failed(now, why)
+        if self.client is None:
+            self._end()
+            return
+        self.tried = self.tried | {server}
+        backend = self.site.backend
+        if backend is not None and backend.choose(now, self.tried) is not None:
+            self._forward(now)
+        else:
+            self._unreachable(f"{server.server}: {why}")
+
+    def _unreachable(self, why: str) -> None:
+        """Nobody takes it: back to its place in line, until somebody does."""
+        self.tried = NONE_TRIED
+        if self.bypass:
+            self.refuse(502, f"No server of the site can be reached: {why}")
+            return
+        self.site.unreachable(why)
+        self.counted = False
+        self.site.gate.leave()
+        self._wait(self.started)
+
+    def _send(self, connection: ServerConnection, now: float) -> None:
+        """Send head and body, as far as it has arrived, in one write."""
+        site = self.site
+        request = self.request
+        self.sends += 1
+        connection.heard = False
+        connection.parser.expect(request.method == b"HEAD")
+        connection.deadline = now + site.site.timeouts.response
+        assert self.client is not None
+        lines = request_head(request, self.client.origin, site.plane.via)
+        if request.complete and not request.chunks and self.replay is None:
+            self.request_sent = True
+            if request.chunked:
+                lines += last_chunk(allowed_trailers(request.trailers))
+            connection.transport.write(lines)
+            return
+        if self.replay is None:
+            self.replay = []
+        else:
+            request.chunks[:0] = self.replay
+            self.replay = []
+            self.replay_size = 0
+        connection.transport.write(lines + self._take_body())
+        if not request.complete:
+            connection.transport.registerProducer(Source(self.client.transport), True)
+
+    def _take_body(self) -> bytes:
+        """What has arrived of the body, framed for the server."""
+        request = self.request
+        parts, request.chunks = request.chunks, []
+        size = sum(map(len, parts))
+        if self.replay is not None:
+            self.replay_size += size
+            if self.replay_size <= REPLAYABLE:
+                self.replay.extend(parts)
+            else:
+                self.replay = None
+        if not request.chunked:
+            self.request_sent = request.complete
+            return b"".join(parts)
+        body = chunk(parts) if size else b""
+        if request.complete:
+            self.request_sent = True
+            body += last_chunk(allowed_trailers(request.trailers))
+        return body
+
+    def body_arrived(self) -> None:
+        """More of the request's body is here."""
+        connection = self.connection
+        if connection is None or not self.sends or self.request_sent:
+            return
+        if not connection.transport.connected:
+            return
+        body = self._take_body()
+        connection.deadline = self.site.plane.seconds() + self.site.site.timeouts.response
+        connection.transport.write(body)
+        if self.request.complete:
+            connection.transport.unregisterProducer()
+
+    # The way back
+
+    def arrived(self, connection: ServerConnection, fault: str) -> None:
+        """Something has come from the server; it is parsed already."""
+        parser = connection.parser
+        response = parser.response
+        client = self.client
+        if parser.interim:
+            self._relay_interim(parser.interim)
+        if not response.head_complete:
+            if fault:
+                self._bad_response(connection, fault)
+            return
+        if client is None:
+            # The server has done what it was asked; there is nobody to tell.
+            self._finish(connection, response, bool(fault) or not response.complete)
+            return
+        if self.head_sent:
+            data = b""
+        elif response.status == 101:
+            if self.request.upgrade:
+                self._switch(connection, response)
+            else:
+                self._bad_response(connection, "the server has switched protocols unasked")
+            return
+        else:
+            data = self._start(response)
+        if response.chunks:
+            parts, response.chunks = response.chunks, []
+            if self.chunked:
+                data += chunk(parts)
+            elif len(parts) == 1 and not data:
+                data = parts[0]
+            else:
+                data += b"".join(parts)
+        if response.complete:
+            if self.chunked:
+                data += last_chunk(allowed_trailers(response.trailers))
+            self.bytes_sent += len(data)
+            client.transport.write(data)
+            self._finish(connection, response, bool(fault))
+        else:
+            self.bytes_sent += len(data)
+            client.transport.write(data)
+            if fault:
+                self._truncate(connection)
+            else:
+                self._stream(connection)
+
+    def _start(self, response: Response) -> bytes:
+        """The head that the client gets."""
+        request = self.request
+        self.head_sent = True
+        self.status = response.status
+        length = response.length
+        connection = b""
+        if response.complete and (request.method == b"HEAD" or response.status in (204, 304)):
+            chunked = response.chunked and request.method == b"HEAD"
+            if response.status == 204:
+                length = -1
+        elif length >= 0:
+            chunked = False
+        elif request.version == b"1.1":
+            chunked = self.chunked = True
+        else:
+            chunked = False
+            self.keep_alive = False
+        if self.site.plane.stopping:
+            self.keep_alive = False
+        if not self.keep_alive:
+            connection = b"Connection: close\r\n"
+        elif request.version == b"1.0":
+            connection = b"Connection: keep-alive\r\n"
+        return response_head(
+            response, chunked=chunked, length=length, connection=connection, held=self.held
+        )
+
+    def _relay_interim(self, interim: list[Response]) -> None:
+        for response in interim:
+            if self.client is not None and self.request.version == b"1.1":
+                self.client.transport.write(interim_head(response))
+        interim.clear()
+
+    def _stream(self, connection: ServerConnection) -> None:
+        """The response is long: let the slower side set the pace."""
+        client = self.client
+        assert client is not None
+        now = self.site.plane.seconds()
+        connection.deadline = now + self.site.site.timeouts.response
+        if client.transport.producer is None:
+            client.transport.registerProducer(Source(connection.transport), True)
+        if client.transport.unsent:
+            client.watch_writing(now)
+
+    def _finish(self, connection: ServerConnection, response: Response, spoilt: bool) -> None:
+        """The response is complete (or nobody wants the rest): part with the connection."""
+        now = self.site.plane.seconds()
+        self.connection = None
+        connection.server.worked()
+        if spoilt or not response.keep_alive or not self.request_sent:
+            connection.abort()
+        else:
+            connection.idle(now)
+        client = self.client
+        self._end(now)
+        if client is not None:
+            client.finished(self, now)
+
+    # What may go wrong on the way
+
+    def lost(self, connection: ServerConnection, clean: bool) -> None:
+        """The connection to the server is gone."""
+        parser = connection.parser
+        if self.in_tunnel:
+            self._end_tunnel()
+        elif self.sends and parser.close() and clean:
+            self.arrived(connection, "the end")
+        elif self.head_sent:
+            self._truncate(connection)
+        else:
+            self.connection = None
+            why = "it closed the connection without an answer"
+            if not connection.reused:
+                connection.server.failed(self.site.plane.seconds(), why)
+            if connection.heard:
+                self._failed(502, "The server's response broke off within its head.")
+            elif self._may_send_again():
+                self.site.retried += 1
+                self.request_sent = False
+                self._forward(self.site.plane.seconds())
+            else:
+                self._failed(502, f"The server broke off: {why}.")
+
+    def _may_send_again(self) -> bool:
+        request = self.request
+        return (
+            self.client is not None
+            and request.idempotent
+            and self.sends < self.site.site.retry.attempts
+            and (self.replay is not None or not request.has_body)
+        )
+
+    def server_late(self, connection: ServerConnection, now: float) -> None:
+        """No byte from the server for too long, on a connection that owes one."""
+        if self.in_tunnel:
+            return
+        client = self.client
+        if client is not None and (client.transport.unsent or not self.request_sent):
+            # It is the client that keeps the server waiting; it has a deadline of its own.
+            connection.deadline = now + self.site.site.timeouts.response
+            return
+        connection.server.failed(now, "it did not answer in time")
+        if self.head_sent:
+            self._truncate(connection)
+        else:
+            connection.abort()
+            limit = self.site.site.timeouts.response
+            self._failed(504, f"The server has not answered within {limit:g} s.")
+
+    def _bad_response(self, connection: ServerConnection, fault: str) -> None:
+        connection.abort()
+        connection.server.failed(self.site.plane.seconds(), fault)
+        self._failed(502, f"Bad response: {fault}.")
+
+    def _failed(self, status: int, reason: str) -> None:
+        """The request was sent and has got no answer."""
+        if self.request.idempotent:
+            self.site.failed += 1
+        else:
+            self.site.ambiguous += 1
+            reason += " The request may have been carried out; it was not sent again."
+        self.refuse(status, reason)
+
+    def _truncate(self, connection: ServerConnection) -> None:
+        """The response breaks off in the middle: so must the client's."""
+        self.site.failed += 1
+        self.cut(connection)
+
+    def refuse(self, status: int, reason: str) -> None:
+        """Answer the request ourselves, and be done with it."""
+        self.status = status
+        client = self.client
+        if self.connection is not None:
+            self.connection.abort()
+            self.connection = None
+        self._end()
+        if client is not None:
+            client.answer(status, reason, self.request)
+
+    def client_gone(self) -> None:
+        """The client has closed its connection."""
+        self.client = None
+        connection = self.connection
+        self.status = self.status or 499
+        if self.waiting is not None:
+            self.waiting.cancel()
+        elif self.in_tunnel:
+            self._end_tunnel()
+        elif connection is None:
+            return
+        elif self.head_sent or not self.request_sent:
+            # Streams end here, and half a request must not look like a whole one.
+            self.cut(connection)
+        # Otherwise the server is at work on it: in flight until it has answered.
+
+    def cut(self, connection: ServerConnection) -> None:
+        """Break off: close the server's side now, and the client's if it is still there."""
+        self.connection = None
+        connection.abort()
+        client = self.client
+        self._end()
+        if client is not None:
+            client.abort()
+
+    # Upgrades
+
+    def _switch(self, connection: ServerConnection, response: Response) -> None:
+        """Both sides speak another protocol from here on: pass on bytes."""
+        client = self.client
+        assert client is not None
+        self.head_sent = True
+        self.status = 101
+        self.in_tunnel = True
+        fields = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % response.upgrade
+        head = response_head(response, chunked=False, length=-1, connection=fields, held=self.held)
+        rest, connection.parser.rest = connection.parser.rest, b""
+        client.transport.write(head + rest)
+        connection.tunnel = client.transport
+        connection.deadline = NEVER
+        early = client.begin_tunnel(connection.transport)
+        client.transport.registerProducer(Source(connection.transport), True)
+        connection.transport.registerProducer(Source(client.transport), True)
+        if early:
+            connection.transport.write(early)
+        self.tunnel_moved()
+        self.site.tunnels.add(self)
+        if self.counted:
+            self.counted = False
+            self.site.gate.leave()
+
+    def tunnel_moved(self) -> None:
+        """Bytes have passed through the tunnel, in either direction."""
+        if self.client is not None:
+            self.client.deadline = self.site.plane.seconds() + self.site.site.timeouts.tunnel
+
+    def close_tunnel(self) -> None:
+        """Close both sides, once what is under way has been sent."""
+        self._end_tunnel()
+
+    def _end_tunnel(self) -> None:
+        client, connection = self.client, self.connection
+        self.client = self.connection = None
+        self.site.tunnels.discard(self)
+        if connection is not None:
+            connection.close()
+        if client is not None:
+            client.end_tunnel()
+        self._end()
+
+    # The end
+
+    def _end(self, now: float = 0.0) -> None:
+        """Count it out and write it down.  Nothing of it is under way any more."""
+        site = self.site
+        if self.counted:
+            self.counted = False
+            site.gate.leave()
+        else:
+            site.check_drained()
+        site.plane.log(self, now or site.plane.seconds())
+
+
+@implementer(IPushProducer)
+class Source:
+    """The transport that bytes come from, to be stopped while they cannot be passed on."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def pauseProducing(self) -> None:
+        """Read no more for now."""
+        self._transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        if self._transport.connected:
+            self._transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The other side is gone; who owns this one will hear of it by itself."""

@@ -1,0 +1,230 @@
+"""Is a server well?  Asked every so often, once before a switch, and after a refusal.
+
+:func:`check` sends one request of its own on a connection of its own.
+:class:`Checks` repeats it for a site's servers and counts rises and falls.
+:class:`Probe` knocks, after a backend has refused connections, until one is taken.
+
+None of them touches the backend on which a held site is placed: after ``pause`` has
+answered, not a byte goes there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from awesomeproxy.model import HealthCheck, Server
+from awesomeproxy.proxy.responses import BadResponse, ResponseParser
+from awesomeproxy.proxy.servers import LiveServer
+
+if TYPE_CHECKING:
+    from awesomeproxy.proxy.site import LiveSite
+
+KNOCK_FIRST = 0.05  # seconds until the first knock at a backend that refuses ...
+KNOCK_LAST = 0.5  # ... and, doubling, between the later ones
+
+
+class Unwell(Exception):
+    """Why a server is not well."""
+
+
+class _Check(Protocol):
+    """Sends one GET and judges the status of the response; no request: the connection."""
+
+    transport: Any
+
+    def __init__(self, request: bytes, status: tuple[int, int], result: Deferred[None]) -> None:
+        self._request = request
+        self._status = status
+        self._result: Deferred[None] | None = result
+        self._parser = ResponseParser()
+        self._parser.expect(False)
+
+    def connectionMade(self) -> None:
+        if self._request:
+            self.transport.write(self._request)
+        else:
+            self.end(None)
+
+    def dataReceived(self, data: bytes) -> None:
+        try:
+            self._parser.feed(data)
+        except BadResponse as bad:
+            self.end(Unwell(str(bad)))
+            return
+        response = self._parser.response
+        if response.head_complete:
+            low, high = self._status
+            if low <= response.status <= high:
+                self.end(None)
+            else:
+                self.end(Unwell(f"it answered {response.status}"))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.end(Unwell("it closed the connection without an answer"))
+
+    def end(self, unwell: Unwell | None) -> None:
+        result, self._result = self._result, None
+        if result is None:
+            return
+        if self.transport is not None:
+            self.transport.abortConnection()
+        if unwell is None:
+            result.callback(None)
+        else:
+            result.errback(unwell)
+
+
+class _Dial(ClientFactory):
+    noisy = False
+
+    def __init__(self, check: _Check) -> None:
+        self._check = check
+
+    def buildProtocol(self, addr: object) -> _Check:
+        return self._check
+
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+        self._check.end(Unwell(reason.getErrorMessage().rstrip(".")))
+
+
+def check(
+    reactor: Any, server: Server, health: HealthCheck | None, host: str, timeout: float
+) -> Deferred[None]:
+    """Ask ``server`` once; without ``health``, only whether it takes a connection.
+
+    :param host: for the Host field, where ``health`` names none.
+    :param timeout: seconds for all of it.
+    :return: fires with None, or fails with :class:`Unwell`.
+    """
+    result: Deferred[None] = Deferred(lambda _: protocol.end(Unwell("the check was cancelled")))
+    request = b""
+    status = (100, 999)
+    if health is not None:
+        status = health.status
+        request = (
+            f"GET {health.path} HTTP/1.1\r\nHost: {health.host or host}\r\n"
+            "User-Agent: awesomeproxy-health-check\r\nConnection: close\r\n\r\n"
+        ).encode()
+    protocol = _Check(request, status, result)
+    factory = _Dial(protocol)
+    if server.scheme == "unix":
+        reactor.connectUNIX(server.path, factory, timeout=timeout)
+    else:
+        # A name is resolved by the reactor, as it is for the requests themselves.
+        reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
+    late = reactor.callLater(
+        timeout, protocol.end, Unwell(f"it did not answer within {timeout:g} s")
+    )
+
+    def ended(outcome: Any) -> Any:
+        if late.active():
+            late.cancel()
+        return outcome
+
+    return result.addBoth(ended)
+
+
+class Checks:
+    """The repeated check of one server."""
+
+    def __init__(self, site: LiveSite, server: LiveServer, health: HealthCheck) -> None:
+        self._site = site
+        self._server = server
+        self._health = health
+        self._streak = 0  # results in a row that speak against the present judgement
+        self._running: Deferred[None] | None = None
+        self._next: IDelayedCall | None = None
+        self._stopped = False
+        self._schedule(health.interval / 10)
+
+    def stop(self) -> None:
+        """Check no more."""
+        self._stopped = True
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        if self._running is not None:
+            self._running.cancel()
+
+    def _schedule(self, delay: float) -> None:
+        if not self._stopped:
+            self._next = self._site.plane.reactor.callLater(delay, self._check)
+
+    def _check(self) -> None:
+        self._next = None
+        if self._site.quiet(self._server.backend):
+            self._schedule(self._health.interval)
+            return
+        self._running = check(
+            self._site.plane.reactor,
+            self._server.server,
+            self._health,
+            self._site.host,
+            self._health.timeout,
+        )
+        self._running.addCallbacks(lambda _: self._judge(""), lambda f: self._judge(str(f.value)))
+
+    def _judge(self, why: str) -> None:
+        self._running = None
+        if self._stopped:
+            return
+        server = self._server
+        self._streak = 0 if bool(why) != server.healthy else self._streak + 1
+        if why and server.healthy and self._streak >= self._health.fall:
+            server.healthy, server.trouble, self._streak = False, why, 0
+        elif not why and not server.healthy and self._streak >= self._health.rise:
+            server.healthy, server.trouble, self._streak = True, "", 0
+            server.fails = 0
+            self._site.server_back(server.backend)
+        self._schedule(self._health.interval)
+
+
+class Probe:
+    """Knocks at a site's backend until a server takes a connection."""
+
+    def __init__(self, site: LiveSite) -> None:
+        self._site = site
+        self._delay = KNOCK_FIRST
+        self._running: list[Deferred[None]] = []
+        self._next: IDelayedCall | None = site.plane.reactor.callLater(self._delay, self._knock)
+
+    def stop(self) -> None:
+        """Knock no more."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        running, self._running = self._running, []
+        for deferred in running:
+            deferred.cancel()
+
+    def _knock(self) -> None:
+        site = self._site
+        self._delay = min(KNOCK_LAST, self._delay * 2)
+        self._next = site.plane.reactor.callLater(self._delay, self._knock)
+        if self._running or site.gate.holding:
+            return
+        backend = site.backend
+        for server in backend.servers if backend is not None else ():
+            if server.healthy:
+                deferred = check(site.plane.reactor, server.server, None, site.host, KNOCK_LAST * 4)
+                self._running.append(deferred)
+                deferred.addCallbacks(
+                    self._answered,
+                    self._silent,
+                    callbackArgs=(deferred,),
+                    errbackArgs=(deferred,),
+                )
+
+    def _answered(self, result: None, deferred: Deferred[None]) -> None:
+        if deferred in self._running:
+            self._running.remove(deferred)
+            self._site.reachable()
+
+    def _silent(self, failure: Failure, deferred: Deferred[None]) -> None:
+        if deferred in self._running:
+            self._running.remove(deferred)

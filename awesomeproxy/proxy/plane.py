@@ -1,0 +1,230 @@
+"""The data plane of one worker: listeners, clients, sites.
+
+It is told what should be with :meth:`Plane.apply`, and says what is with
+:meth:`Plane.observed`; that is all the control plane has to do with it.  A change worth
+looking at is announced to ``on_change`` with the site's name, never with what changed:
+who wants to know looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+
+from awesomeproxy.gate import HeldTotal
+from awesomeproxy.happenings import Once
+from awesomeproxy.model import Desired, Listen, Observed, Outcome
+from awesomeproxy.proxy.accesslog import AccessLog
+from awesomeproxy.proxy.client import ClientConnection, ClientFactory
+from awesomeproxy.proxy.exchange import Exchange
+from awesomeproxy.proxy.heads import Origin, RequestIds
+from awesomeproxy.proxy.requests import Request
+from awesomeproxy.proxy.router import Router
+from awesomeproxy.proxy.site import LiveSite
+from awesomeproxy.proxy.sweep import Sweep
+from awesomeproxy.proxy.transport import eager
+
+
+class Plane:
+    """Carries the traffic of all sites of a worker."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        name: str = "awesomeproxy",
+        access_log: str = "",
+        max_connections: int = 16_000,
+        max_held: int = 50_000,
+        max_held_bytes: int = 1024 * 1024 * 1024,
+        on_change: Callable[[str], None] = lambda site: None,
+    ) -> None:
+        """
+        :param name: the node's, for the Via field.
+        :param max_connections: of clients.
+        :param max_held: requests held, all sites together; ``max_held_bytes`` likewise.
+        :raise OSError: the access log cannot be opened.
+        """
+        self.reactor = reactor
+        self.eager = eager(reactor)
+        self.seconds: Callable[[], float] = reactor.seconds
+        self.sweep = Sweep(reactor)
+        self.held = HeldTotal(max_held, max_held_bytes)
+        self.max_connections = max_connections
+        self.access_log = AccessLog(reactor, access_log)
+        self.request_id = RequestIds()
+        # The node's name may not be unique, and a request must be known when it returns.
+        self.via_token = f"{name}-{os.urandom(3).hex()}".encode()
+        self.via = b"Via: 1.1 %b\r\n" % self.via_token
+        self.router: Router[LiveSite] = Router()
+        self.sites: dict[str, LiveSite] = {}
+        self.clients: set[ClientConnection] = set()
+        self.stopping = False
+        self._on_change = on_change
+        self._ports: dict[str, IListeningPort] = {}
+        self._factories: dict[str, ClientFactory] = {}
+        self._empty: Once | None = None
+
+    # Desired and observed
+
+    def apply(self, desired: Desired) -> None:
+        """Converge to what one site should be."""
+        name = desired.site.name
+        live = self.sites.get(name)
+        if live is None:
+            self.sites[name] = LiveSite(self, desired)
+            self._route()
+            return
+        before = live.site
+        live.apply(desired)
+        if (before.hosts, before.path) != (desired.site.hosts, desired.site.path):
+            self._route()
+
+    def remove(self, name: str) -> None:
+        """A site is no more."""
+        live = self.sites.pop(name, None)
+        if live is not None:
+            self._route()
+            live.close()
+
+    def observed(self, name: str) -> Observed | None:
+        """What there is to report of one site."""
+        live = self.sites.get(name)
+        return live.observed() if live is not None else None
+
+    def changed(self, name: str) -> None:
+        """Something about a site has changed that others may wait for."""
+        self._on_change(name)
+
+    def _route(self) -> None:
+        self.router = Router(self.sites.values())
+
+    # Listening
+
+    async def listen(self, listens: Iterable[Listen]) -> None:
+        """Listen where ``listens`` says, and nowhere else; what stays is not disturbed.
+
+        :raise OSError, CannotListenError: an address cannot be had; nothing has changed.
+        """
+        wanted = {listen.endpoint: listen for listen in listens}
+        fresh: dict[str, tuple[IListeningPort, ClientFactory]] = {}
+        try:
+            for text, listen in wanted.items():
+                if text not in self._ports:
+                    factory = ClientFactory(self, listen)
+                    endpoint = serverFromString(self.eager, text)  # type: ignore[no-untyped-call]
+                    fresh[text] = (await endpoint.listen(factory), factory)
+        except BaseException:
+            for port, _ in fresh.values():
+                await _stopped(port)
+            raise
+        for text, (port, factory) in fresh.items():
+            self._ports[text], self._factories[text] = port, factory
+        for text, listen in wanted.items():
+            self._factories[text].listen = listen
+        for text in set(self._ports) - set(wanted):
+            del self._factories[text]
+            await _stopped(self._ports.pop(text))
+
+    @property
+    def listening(self) -> list[Any]:
+        """The addresses that are listened on."""
+        return [port.getHost() for port in self._ports.values()]
+
+    async def stop(self, deadline: float) -> None:
+        """Stop accepting, answer what is held, and wait for what is in flight.
+
+        :param deadline: seconds after which what is left is cut.
+        """
+        self.stopping = True
+        await self.listen(())
+        for site in self.sites.values():
+            site.gate.close()
+        for client in list(self.clients):
+            client.idle_close()
+        self._empty = Once()
+        if not self.clients:
+            self._empty.fire()
+        late = self.reactor.callLater(deadline, self._empty.fire, Outcome.TIMED_OUT)
+        await self._empty.wait()
+        if late.active():
+            late.cancel()
+        gone = Once()
+        self._empty = gone
+        for client in list(self.clients):
+            client.abort()
+        for name in list(self.sites):
+            live = self.sites[name]
+            self.remove(name)
+            live.cut()
+        if not self.clients:
+            gone.fire()
+        await gone.wait()
+        self.access_log.close()
+
+    # What connections ask
+
+    def origin(self, address: str, listen: Listen) -> Origin:
+        """The fields that say where a client's requests come from."""
+        trusted = False
+        if listen.trusted_proxies:
+            with contextlib.suppress(ValueError):  # a Unix socket has no address
+                trusted = any(ip_address(address) in n for n in listen.trusted_proxies)
+        return Origin(address.encode(), trusted)
+
+    def client_came(self, client: ClientConnection) -> None:
+        """Take a connection in."""
+        self.clients.add(client)
+        self.sweep.add(client)
+
+    def client_left(self, client: ClientConnection) -> None:
+        """Forget a connection."""
+        self.clients.discard(client)
+        self.sweep.remove(client)
+        if self._empty is not None and not self.clients:
+            self._empty.fire()
+
+    def log(self, exchange: Exchange, now: float) -> None:
+        """Write an exchange that has ended to the access log."""
+        if self.access_log.enabled:
+            request = exchange.request
+            client = exchange.client
+            connection = exchange.connection
+            site = exchange.site
+            self.access_log.add(
+                f"{client.address if client is not None else '-'} {site.site.name}"
+                f" {site.placement.backend}"
+                f" {connection.server.server.url if connection is not None else '-'}"
+                f' "{request.method.decode()} {request.target.decode("latin-1")}'
+                f' HTTP/{request.version.decode()}" {exchange.status} {exchange.bytes_sent}'
+                f" {exchange.held:.3f} {now - exchange.started:.3f}"
+                f" {request.request_id.decode('latin-1')}"
+            )
+
+    def log_refused(
+        self, client: ClientConnection, status: int, request: Request | None = None
+    ) -> None:
+        """Write a request that was answered before it had a site to the access log."""
+        if self.access_log.enabled:
+            line = "-"
+            identity = "-"
+            if request is not None:
+                target = request.target.decode("latin-1")
+                line = f"{request.method.decode()} {target} HTTP/{request.version.decode()}"
+                identity = request.request_id.decode("latin-1")
+            self.access_log.add(
+                f'{client.address} - - - "{line}" {status} 0 0.000 0.000 {identity}'
+            )
+
+
+async def _stopped(port: IListeningPort) -> None:
+    stopped = port.stopListening()
+    if isinstance(stopped, Deferred):
+        await stopped

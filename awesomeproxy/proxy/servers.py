@@ -1,0 +1,127 @@
+"""A backend's servers as the data plane sees them: who is up, and whose turn it is.
+
+Two things take a server out.  The *active* check of :mod:`awesomeproxy.proxy.health`
+sets :attr:`LiveServer.healthy`.  The *passive* one counts connections that could not
+be opened or broke: after ``max_fails`` in a row the server is passed over for
+``fail_timeout`` seconds -- unless it is the only one, when passing it over would help
+nobody.
+
+Connections are pooled per server, the one used last on top, so that the rest can
+grow old and be closed.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from awesomeproxy.model import Backend, Server
+
+if TYPE_CHECKING:
+    from awesomeproxy.proxy.upstream import ServerConnection
+
+
+class LiveServer:
+    """One server of a backend: its pool, and what is known of its health."""
+
+    __slots__ = ("backend", "busy", "down_until", "fails", "healthy", "idle", "server", "trouble")
+
+    def __init__(self, server: Server, backend: LiveBackend) -> None:
+        self.server = server
+        self.backend = backend
+        self.idle: list[ServerConnection] = []
+        self.busy = 0  # connections that carry a request, or are being opened for one
+        self.healthy = True
+        self.fails = 0
+        self.down_until = 0.0
+        self.trouble = ""
+
+    def __repr__(self) -> str:
+        return f"<LiveServer {self.server}: {self.busy} busy, {len(self.idle)} idle>"
+
+    def usable(self, now: float) -> bool:
+        """Whether it should be given requests."""
+        return self.healthy and self.down_until <= now
+
+    def take(self, now: float, oldest: float) -> ServerConnection | None:
+        """An idle connection that the server has not closed, as far as can be known.
+
+        :param oldest: take none that has been idle since before then.
+        """
+        while self.idle:
+            connection = self.idle.pop()
+            young = connection.deadline > now and connection.idle_since >= oldest
+            if young and connection.open:
+                return connection
+            connection.close()
+        return None
+
+    def failed(self, now: float, why: str) -> None:
+        """It did not take a connection, or broke one before it answered."""
+        self.trouble = why
+        self.fails += 1
+        config = self.backend.config
+        if self.fails >= config.max_fails and len(config.servers) > 1:
+            self.down_until = now + config.fail_timeout
+
+    def worked(self) -> None:
+        """It answered."""
+        self.fails = 0
+        self.trouble = ""
+
+    def describe(self, now: float) -> str:
+        """``up``, or ``down: why``."""
+        if not self.usable(now) or self.fails:
+            return f"down: {self.trouble}"
+        return "up"
+
+
+class LiveBackend:
+    """A backend and its servers."""
+
+    def __init__(self, config: Backend) -> None:
+        self.config = config
+        self.servers = [LiveServer(server, self) for server in config.servers]
+        self.retired = False  # connections are not kept any more
+        self._only = self.servers[0] if len(self.servers) == 1 else None
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"<LiveBackend {self.config.name}: {self.servers}>"
+
+    def choose(self, now: float, tried: frozenset[LiveServer]) -> LiveServer | None:
+        """The server whose turn it is, or None if no other is left to try."""
+        if self._only is not None:
+            return self._only if self._only.healthy and self._only not in tried else None
+        usable = [s for s in self.servers if s not in tried and s.usable(now)]
+        if not usable:
+            # Passed over is still better than not at all; found unhealthy is not.
+            usable = [s for s in self.servers if s not in tried and s.healthy]
+            if not usable:
+                return None
+        self._turn += 1
+        if self.config.balance == "least_connections":
+            least = min(server.busy for server in usable)
+            usable = [server for server in usable if server.busy == least]
+        return usable[self._turn % len(usable)]
+
+    def close_idle(self) -> None:
+        """Close every connection that carries nothing."""
+        for server in self.servers:
+            while server.idle:
+                server.idle.pop().close()
+
+    def retire(self) -> None:
+        """Close what is idle now, and every other connection when it gets idle."""
+        self.retired = True
+        self.close_idle()
+
+
+def peer_has_closed(sock: socket.socket) -> bool:
+    """Whether the kernel knows already that the peer of ``sock`` has gone."""
+    try:
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,296 @@
+"""A site as a worker runs it: definition, placement, gate, backends and counters."""
+
+from __future__ import annotations
+
+import hmac
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from twisted.internet.interfaces import IDelayedCall
+
+from awesomeproxy.gate import Gate
+from awesomeproxy.model import Backend, Counters, Desired, Mode, Observed, Placement, Site
+from awesomeproxy.proxy.health import Checks, Probe
+from awesomeproxy.proxy.requests import Request
+from awesomeproxy.proxy.servers import LiveBackend
+
+if TYPE_CHECKING:
+    from awesomeproxy.proxy.client import ClientConnection
+    from awesomeproxy.proxy.exchange import Exchange
+    from awesomeproxy.proxy.plane import Plane
+    from awesomeproxy.proxy.upstream import ServerConnection
+
+
+class LiveSite:
+    """One site at work."""
+
+    def __init__(self, plane: Plane, desired: Desired) -> None:
+        self.plane = plane
+        self.site = desired.site
+        self.placement = desired.placement
+        self.gate = Gate(plane.reactor, total=plane.held, on_idle=self._gate_idle)
+        self.backends: dict[str, LiveBackend] = {}
+        self.backend: LiveBackend | None = None  # where it is placed
+        self.connections: set[ServerConnection] = set()
+        self.tunnels: set[Exchange] = set()
+        self.requests = 0
+        self.retried = 0
+        self.ambiguous = 0
+        self.failed = 0
+        self._checks: dict[str, list[Checks]] = {}
+        self._probe: Probe | None = None
+        self._cut_tunnels: IDelayedCall | None = None
+        self._was_drained = False
+        self._define(desired.site)
+        self._place(desired.placement)
+
+    def __repr__(self) -> str:
+        return f"<LiveSite {self.site.name} on {self.placement.backend}: {self.gate!r}>"
+
+    @property
+    def host(self) -> str:
+        """A host name for requests of the proxy's own."""
+        return self.site.hosts[0].removeprefix("*.")
+
+    # Desired state
+
+    def apply(self, desired: Desired) -> None:
+        """Converge to ``desired``; an older generation than the present one is ignored."""
+        if desired.site != self.site:
+            self._define(desired.site)
+            self._place(self.placement)
+        if desired.placement.generation >= self.placement.generation:
+            self._place(desired.placement)
+
+    def close(self) -> None:
+        """The site is gone: refuse what is held, let the rest finish."""
+        self.gate.close()
+        self._stop_probe()
+        if self._cut_tunnels is not None:
+            self._cut_tunnels.cancel()
+            self._cut_tunnels = None
+        for name in list(self.backends):
+            self._drop(name)
+
+    def _define(self, site: Site) -> None:
+        self.site = site
+        self.gate.configure(
+            site.hold,
+            ramp=site.ramp,
+            max_in_flight=site.max_in_flight,
+            budget=site.retry.budget,
+        )
+        for name in list(self.backends):
+            if site.backends.get(name) != self.backends[name].config:
+                self._drop(name)
+        for name, config in site.backends.items():
+            if name not in self.backends:
+                self._add(name, config)
+
+    def _add(self, name: str, config: Backend) -> None:
+        backend = self.backends[name] = LiveBackend(config)
+        if config.health is not None:
+            self._checks[name] = [Checks(self, server, config.health) for server in backend.servers]
+
+    def _drop(self, name: str) -> None:
+        self.backends.pop(name).retire()
+        for check in self._checks.pop(name, ()):
+            check.stop()
+
+    def _place(self, placement: Placement) -> None:
+        before, self.placement = self.backend, placement
+        self.backend = self.backends.get(placement.backend)
+        if before is not self.backend:
+            # What the old place refused, the new one may take.
+            self._stop_probe()
+            self.gate.reachable()
+            if before is not None:
+                before.close_idle()
+        if placement.mode is Mode.HOLDING or self.backend is None:
+            self._hold()
+        else:
+            self._open()
+        self.plane.changed(self.site.name)
+
+    def _hold(self) -> None:
+        if not self.gate.holding:
+            self.gate.hold()
+            self._time_tunnels()
+        if self.backend is not None:
+            self.backend.close_idle()
+
+    def _time_tunnels(self) -> None:
+        if self.tunnels and self._cut_tunnels is None:
+            self._cut_tunnels = self.plane.reactor.callLater(
+                self.site.drain.tunnels, self.close_tunnels
+            )
+
+    def _open(self) -> None:
+        if self._cut_tunnels is not None:
+            self._cut_tunnels.cancel()
+            self._cut_tunnels = None
+        self._was_drained = False
+        if self.gate.holding:
+            # What was unreachable before the hold may not be any more.
+            self._stop_probe()
+            self.gate.reachable()
+            self.gate.open()
+
+    def refuse(self, why: str) -> None:
+        """The hold has outlived its deadline: answer 503 at once, and keep nobody waiting."""
+        if self.gate.holding:
+            self.gate.refuse(why)
+
+    def close_tunnels(self) -> int:
+        """Close what has been upgraded; return how many there were."""
+        if self._cut_tunnels is not None and self._cut_tunnels.active():
+            self._cut_tunnels.cancel()
+        self._cut_tunnels = None
+        tunnels = list(self.tunnels)
+        for tunnel in tunnels:
+            tunnel.close_tunnel()
+        return len(tunnels)
+
+    def cut(self) -> int:
+        """Break off whatever is in flight, as ``--force`` asks; return how much that was."""
+        count = self.close_tunnels()
+        for connection in list(self.connections):
+            exchange = connection.exchange
+            if exchange is not None:
+                exchange.cut(connection)
+                self.failed += 1
+                count += 1
+            else:
+                connection.abort()
+        return count
+
+    # Observed state
+
+    @property
+    def drained(self) -> bool:
+        """Held, and nothing of it is left towards a backend."""
+        return (
+            self.gate.holding
+            and not self.gate.in_flight
+            and not self.tunnels
+            and not self.connections
+        )
+
+    def check_drained(self) -> None:
+        """Something has ended: if that was the last of it, say so."""
+        if self.gate.holding and not self._was_drained and self.drained:
+            self._was_drained = True
+            self.plane.changed(self.site.name)
+
+    def _gate_idle(self) -> None:
+        if self.backend is not None:
+            self.backend.close_idle()
+        self._time_tunnels()  # of those that were switched while the gate was draining
+        self.check_drained()
+
+    def observed(self) -> Observed:
+        """What there is to report."""
+        gate = self.gate
+        now = self.plane.seconds()
+        backend = self.backend
+        return Observed(
+            site=self.site.name,
+            generation=self.placement.generation,
+            backend=self.placement.backend,
+            mode=Mode.HOLDING if gate.holding else Mode.OPEN,
+            state=gate.state,
+            in_flight=gate.in_flight,
+            held=gate.waiting,
+            held_bytes=gate.waiting_bytes,
+            tunnels=len(self.tunnels),
+            connections=len(self.connections),
+            longest_wait=gate.longest_wait,
+            counters=self.counters(),
+            servers={
+                name: {str(server.server): server.describe(now) for server in live.servers}
+                for name, live in self.backends.items()
+            },
+            trouble=gate.trouble or gate.refusing or ("" if backend else self.why_unreachable()),
+        )
+
+    def counters(self) -> Counters:
+        """The site's counts."""
+        gate = self.gate
+        return Counters(
+            requests=self.requests,
+            held=gate.held,
+            released=gate.released,
+            departed=gate.departed,
+            refused=gate.refused,
+            retried=self.retried,
+            ambiguous=self.ambiguous,
+            failed=self.failed,
+        )
+
+    # What exchanges ask
+
+    def lets_by(self, request: Request, client: ClientConnection | None) -> bool:
+        """Whether a request passes the held gate: the operator tries the new place."""
+        bypass = self.site.bypass
+        if not self.gate.holding or client is None or self.backend is None:
+            return False
+        if bypass.header:
+            given = request.field(bypass.header.lower().encode())
+            if given is not None and hmac.compare_digest(given, bypass.secret.encode()):
+                return True
+        if not bypass.networks:
+            return False
+        try:
+            address = ip_address(client.address)
+        except ValueError:
+            return False
+        return any(address in network for network in bypass.networks)
+
+    def why_unreachable(self) -> str:
+        """Why there is no server to send a request to."""
+        if self.backend is None:
+            return f"the site is placed on {self.placement.backend!r}, which is not defined"
+        troubles = [f"{s.server}: {s.trouble}" for s in self.backend.servers if s.trouble]
+        return "; ".join(troubles) or "no server is healthy"
+
+    def why_held(self, how: str) -> str:
+        """For an answer: what the request had to wait for."""
+        gate = self.gate
+        if gate.holding:
+            what = "The site is paused"
+        elif gate.trouble:
+            what = "The site's server cannot be reached"
+        else:
+            what = "The site is busy"
+        return f"{what}; the request was held {how}. Try again."
+
+    def unreachable(self, why: str) -> None:
+        """No server takes connections: hold, and knock until one does."""
+        self.gate.unreachable(why)
+        if self._probe is None:
+            self._probe = Probe(self)
+            self.plane.changed(self.site.name)
+
+    def reachable(self) -> None:
+        """A server has taken a connection."""
+        if self._probe is not None:
+            self._stop_probe()
+            for server in self.backend.servers if self.backend is not None else ():
+                server.worked()
+                server.down_until = 0.0
+            self.gate.reachable()
+            self.plane.changed(self.site.name)
+
+    def server_back(self, backend: LiveBackend) -> None:
+        """The active check has found a server well again."""
+        if backend is self.backend:
+            self.reachable()
+
+    def quiet(self, backend: LiveBackend) -> bool:
+        """Whether nothing may be sent to ``backend``: the site is held there."""
+        return self.gate.holding and backend is self.backend
+
+    def _stop_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.stop()
+            self._probe = None

@@ -1,0 +1,162 @@
+"""Twisted's TCP and Unix transports, with eager writes.
+
+Twisted queues what is written, arms EPOLLOUT, polls, writes and disarms: three
+system calls beside the one that matters.  Here ``write`` first tries to send,
+when nothing is queued before it, and leaves to Twisted only what the kernel did
+not take.  Errors are left to Twisted as well: a send that fails is queued, and
+the reactor finds the fault at its next turn, where losing a connection is safe.
+
+:func:`eager` wraps a reactor so that endpoints made with it build such
+transports; everything else about them is Twisted's own.
+"""
+
+from __future__ import annotations
+
+# Twisted's own transports are largely untyped.
+# mypy: disable-error-code="no-untyped-call, override, arg-type"
+import socket
+from typing import Any
+
+from twisted.internet import tcp, unix
+from zope.interface import directlyProvides, providedBy
+
+
+class EagerWrites:
+    """Mixed into a Twisted connection: try to send before queueing."""
+
+    socket: Any
+    connected: int
+    dataBuffer: bytes
+    _tempDataLen: int
+    _writeDisconnected: bool
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` now as far as the kernel takes it; queue the rest."""
+        if not self._tempDataLen and not self.dataBuffer and self.connected and data:
+            if self._writeDisconnected:
+                return
+            try:
+                sent = self.socket.send(data)
+            except OSError:
+                sent = 0  # would block, or an error that doWrite will meet
+            if sent == len(data):
+                return
+            if sent:
+                data = data[sent:]
+        super().write(data)  # type: ignore[misc]
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes still wait for the peer to take them."""
+        return len(self.dataBuffer) - self.offset + self._tempDataLen  # type: ignore[attr-defined, no-any-return]
+
+
+class EagerServer(EagerWrites, tcp.Server):
+    """An accepted TCP connection."""
+
+
+class EagerClient(EagerWrites, tcp.Client):
+    """A TCP connection that we opened."""
+
+
+class EagerPort(tcp.Port):
+    """A listening TCP socket."""
+
+    transport = EagerServer
+
+
+class EagerConnector(tcp.Connector):
+    """Opens a TCP connection."""
+
+    def _makeTransport(self) -> EagerClient:
+        return EagerClient(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+class EagerUNIXServer(EagerWrites, unix.Server):
+    """An accepted Unix connection."""
+
+
+class EagerUNIXClient(EagerWrites, unix.Client):
+    """A Unix connection that we opened."""
+
+
+class EagerUNIXPort(unix.Port):
+    """A listening Unix socket."""
+
+    transport = EagerUNIXServer
+
+
+class EagerUNIXConnector(unix.Connector):
+    """Opens a Unix connection."""
+
+    def _makeTransport(self) -> EagerUNIXClient:
+        return EagerUNIXClient(self.address, self, self.reactor, self.checkPID)
+
+
+class EagerReactor:
+    """A reactor whose stream connections write eagerly; the rest is the reactor's own."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        """As :meth:`IReactorTCP.listenTCP`."""
+        listening = EagerPort(port, factory, backlog, interface, self._reactor)
+        listening.startListening()
+        return listening
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        timeout: float = 30,
+        bindAddress: tuple[str, int] | None = None,
+    ) -> Any:
+        """As :meth:`IReactorTCP.connectTCP`."""
+        connector = EagerConnector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector.connect()
+        return connector
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: Any,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> Any:
+        """As :meth:`IReactorUNIX.listenUNIX`."""
+        listening = EagerUNIXPort(address, factory, backlog, mode, self._reactor, wantPID)
+        listening.startListening()
+        return listening
+
+    def connectUNIX(
+        self, address: str, factory: Any, timeout: float = 30, checkPID: bool = False
+    ) -> Any:
+        """As :meth:`IReactorUNIX.connectUNIX`."""
+        connector = EagerUNIXConnector(address, factory, timeout, self._reactor, checkPID)
+        connector.connect()
+        return connector
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        """As :meth:`IReactorSocket.adoptStreamPort`: a socket opened by a supervisor."""
+        if addressFamily == socket.AF_UNIX:
+            listening = EagerUNIXPort._fromListeningDescriptor(
+                self._reactor, fileDescriptor, factory
+            )
+        else:
+            listening = EagerPort._fromListeningDescriptor(
+                self._reactor, fileDescriptor, addressFamily, factory
+            )
+        listening.startListening()
+        return listening
+
+
+def eager(reactor: Any) -> EagerReactor:
+    """``reactor``, with eager writes on the connections made through it."""
+    return EagerReactor(reactor)

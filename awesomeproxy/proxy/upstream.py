@@ -1,0 +1,207 @@
+"""Connections to servers.
+
+A connection carries one exchange at a time and is pooled in between.  It knows how
+to be opened, what its response parser says, and when its time is up; what that
+means for the request is the exchange's business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress, IConnector
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from awesomeproxy.model import Server
+from awesomeproxy.proxy.responses import BadResponse, ResponseParser
+from awesomeproxy.proxy.servers import LiveServer, peer_has_closed
+from awesomeproxy.proxy.sweep import NEVER
+
+if TYPE_CHECKING:
+    from awesomeproxy.proxy.exchange import Exchange
+    from awesomeproxy.proxy.site import LiveSite
+
+
+class ServerConnection(Protocol):
+    """One connection to a server of a site."""
+
+    transport: Any
+
+    def __init__(self, site: LiveSite, server: LiveServer, exchange: Exchange) -> None:
+        self.site = site
+        self.server = server
+        self.exchange: Exchange | None = exchange
+        self.parser = ResponseParser()
+        self.tunnel: Any = None  # the client's transport, once the protocol has been switched
+        self.heard = False  # a byte has come for the present exchange
+        self.reused = False
+        self.deadline = NEVER
+        self.idle_since = 0.0
+        self._dial: Any = None
+
+    def __repr__(self) -> str:
+        state = "idle" if self.exchange is None else repr(self.exchange)
+        return f"<ServerConnection {self.server.server}: {state}>"
+
+    @property
+    def open(self) -> bool:
+        """Whether the server, as far as the kernel knows, still listens on it."""
+        return bool(self.transport.connected) and not peer_has_closed(self.transport.socket)
+
+    # Opening
+
+    def connect(self, timeout: float) -> None:
+        """Open it; the exchange is told ``connected`` or ``not_connected``."""
+        self.server.busy += 1
+        self.site.connections.add(self)
+        reactor = self.site.plane.eager
+        server = self.server.server
+        factory = _Dial(self)
+        if server.scheme == "unix":
+            self._dial = reactor.connectUNIX(server.path, factory, timeout=timeout)
+        elif is_address(server):
+            self._dial = reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
+        else:
+            endpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
+            deferred = endpoint.connect(factory)
+            deferred.addErrback(self._failed)
+            self._dial = _Cancel(deferred)
+
+    def connectionMade(self) -> None:
+        """The server's kernel has taken the connection."""
+        self._dial = None
+        if self.server.server.scheme != "unix":
+            self.transport.setTcpNoDelay(True)
+        self.site.plane.sweep.add(self)
+        if self.exchange is None:
+            self.close()
+        else:
+            self.exchange.connected(self)
+
+    def _failed(self, reason: Failure) -> None:
+        self._dial = None
+        self._gone()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.not_connected(self, reason.getErrorMessage())
+
+    # Use
+
+    def dataReceived(self, data: bytes) -> None:
+        """Part of a response, of a tunnel, or of what nobody asked for."""
+        if self.tunnel is not None:
+            self.tunnel.write(data)
+            if self.exchange is not None:
+                self.exchange.tunnel_moved()
+            return
+        fault = ""
+        try:
+            self.parser.feed(data)
+        except BadResponse as bad:
+            fault = str(bad)
+        self.heard = True
+        if self.exchange is None:
+            self.abort()
+        else:
+            self.exchange.arrived(self, fault)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """It is closed, by either side."""
+        self.site.plane.sweep.remove(self)
+        self._gone()
+        if self in self.server.idle:
+            self.server.idle.remove(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.lost(self, clean=reason.type is ConnectionDone)
+
+    def _gone(self) -> None:
+        if self.exchange is not None:
+            self.server.busy -= 1
+        self.site.connections.discard(self)
+        self.site.check_drained()
+
+    def idle(self, now: float) -> None:
+        """The exchange is over and the connection can carry another."""
+        self.exchange = None
+        server = self.server
+        server.busy -= 1
+        config = server.backend.config
+        if server.backend.retired or self.site.gate.holding or len(server.idle) >= config.max_idle:
+            self.close()
+            return
+        patience = config.idle_timeout
+        announced = self.parser.response.keep_alive_timeout
+        if announced:
+            # A second less than the server's own, so that it is never the first to close.
+            patience = min(patience, announced - 1)
+        self.idle_since = now
+        self.deadline = now + patience
+        server.idle.append(self)
+
+    def expired(self, now: float) -> None:
+        """The server has kept us waiting, or the connection has been idle for long enough."""
+        self.deadline = NEVER
+        if self.exchange is not None:
+            self.exchange.server_late(self, now)
+        else:
+            if self in self.server.idle:
+                self.server.idle.remove(self)
+            self.close()
+
+    def close(self) -> None:
+        """Close it, once what was written has been sent."""
+        self._let_go()
+        if self._dial is not None:
+            self._dial.disconnect()
+        elif self.transport is not None and self.transport.connected:
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Close it now; what was not sent is dropped."""
+        self._let_go()
+        if self._dial is not None:
+            self._dial.disconnect()
+        elif self.transport is not None:
+            self.transport.abortConnection()
+
+    def _let_go(self) -> None:
+        """It carries nothing any more."""
+        self.deadline = NEVER
+        if self.exchange is not None:
+            self.exchange = None
+            self.server.busy -= 1
+
+
+class _Dial(ClientFactory):
+    """Opens one connection."""
+
+    noisy = False
+
+    def __init__(self, connection: ServerConnection) -> None:
+        self._connection = connection
+
+    def buildProtocol(self, addr: IAddress | None) -> ServerConnection:
+        return self._connection
+
+    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
+        self._connection._failed(reason)
+
+
+class _Cancel:
+    """Gives the Deferred of an endpoint a connector's way to be called off."""
+
+    def __init__(self, deferred: Any) -> None:
+        self._deferred = deferred
+
+    def disconnect(self) -> None:
+        self._deferred.cancel()
+
+
+def is_address(server: Server) -> bool:
+    """Whether a server is named by an address, so that no name has to be resolved."""
+    return ":" in server.host or server.host.replace(".", "").isdigit()
