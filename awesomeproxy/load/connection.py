@@ -180,7 +180,8 @@ class Connection(Protocol):
             pass  # a 101: whole, and the end of HTTP on this connection
         except HttpParserError as error:
             if not self._whole:
-                self._fail(RequestOutcome.MALFORMED, f"not HTTP: {error}")
+                self._fail(RequestOutcome.MALFORMED, str(error))
+                self.abort()
                 return
             stray = True
         if self._whole:
@@ -251,7 +252,6 @@ class Connection(Protocol):
         number, self.number = self.number, IDLE
         status, held = (self._status, self._held) if self._headed else (0, NOT_HELD)
         self._owner.finished(number, outcome, status, held, why)
-        self.abort()
 
     # The end
 
@@ -270,6 +270,7 @@ class Connection(Protocol):
     def expire(self, why: str) -> None:
         """Give the request it carries up as timed out."""
         self._fail(RequestOutcome.TIMED_OUT, why)
+        self.abort()
 
     def close(self) -> None:
         """Close it; nothing is being carried."""
