@@ -127,6 +127,7 @@ class Gate:
         self._limit = max_in_flight or UNBOUNDED
         if self.window and self._growth is None:
             self._set_window(self._limit)
+        self._release()
 
     # The usual way
 

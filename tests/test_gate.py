@@ -791,6 +791,16 @@ class TestReconfiguring:
         assert site.names == ["a"]
         assert site.gate.in_flight == 2
 
+    def test_a_larger_max_in_flight(self) -> None:
+        """Those who wait have the new room at once, and so has who comes after them."""
+        site = Site(max_in_flight=1)
+        site.enter(1)
+        site.wait("a")
+        site.wait("b")
+        self.configure(site, max_in_flight=4)
+        assert site.names == ["a", "b"]
+        assert site.gate.enter()
+
     def test_it_opens_nothing(self) -> None:
         """A holding gate, and one without a server, stay as they are."""
         site = Site(max_in_flight=1)
