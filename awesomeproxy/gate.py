@@ -125,8 +125,10 @@ class Gate:
         self._ramp = ramp
         self._budget = budget
         self._limit = max_in_flight or UNBOUNDED
-        if self.window and self._growth is None:
-            self._set_window(self._limit)
+        if self._growth is not None:
+            self.window = min(self.window, self._limit)
+        elif self.window:
+            self.window = self._limit
         self._release()
 
     # The usual way
@@ -141,7 +143,7 @@ class Gate:
     def leave(self) -> None:
         """A request that was counted in flight no longer is."""
         self.in_flight -= 1
-        if self._growth is not None:
+        if self._growth is not None and self.window < self._limit:
             self.window += 1
         if self._line.count:
             self._release()

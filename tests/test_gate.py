@@ -369,6 +369,22 @@ class TestRamp:
         assert site.names == list(range(1000))
         assert site.clock.calls == []
 
+    def test_answers_do_not_lead_beyond_max_in_flight(self) -> None:
+        """A fast backend widens the ramp up to the bound, not over it."""
+        site = self.held(1000, Ramp(start=8, double_every=0.5), max_in_flight=10)
+        for _ in range(100):
+            site.gate.leave()
+        assert (site.gate.window, site.gate.in_flight) == (10, 10)
+
+    def test_a_bound_lowered_meanwhile_holds_at_once(self) -> None:
+        """``max_in_flight`` is the bound of a ramp that has begun, too."""
+        site = self.held(1000, Ramp(start=8, double_every=0.5))
+        site.gate.configure(HoldLimits(), ramp=Ramp(start=8), max_in_flight=6, budget=15)
+        assert site.gate.window == 6
+        for _ in range(3):
+            site.gate.leave()
+        assert (site.gate.window, site.gate.in_flight) == (6, 6)
+
     def test_it_ends_when_the_backend_keeps_up(self) -> None:
         """With nobody waiting and little in flight it is over, without doubling to the end."""
         site = self.held(8, Ramp(start=8, double_every=0.5))
