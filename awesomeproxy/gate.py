@@ -120,7 +120,7 @@ class Gate:
     def configure(
         self, limits: HoldLimits, *, ramp: Ramp, max_in_flight: int, budget: float
     ) -> None:
-        """Take over new bounds; those who wait already stay."""
+        """Take over new bounds; those who wait already stay, for as long as those now say."""
         self._limits = limits
         self._ramp = ramp
         self._budget = budget
@@ -129,6 +129,7 @@ class Gate:
             self.window = min(self.window, self._limit)
         elif self.window:
             self.window = self._limit
+        self._expiry_changed()
         self._release()
 
     # The usual way

@@ -838,6 +838,28 @@ class TestReconfiguring:
         self.configure(site, ramp=Ramp(start=2, double_every=0.5), max_in_flight=100)
         assert site.gate.window == 2
 
+    def test_a_shorter_max_time(self) -> None:
+        """It counts for those who wait already, and for who comes behind them."""
+        site = Site(HoldLimits(max_time=60))
+        site.gate.hold()
+        site.wait("a")
+        site.clock.advance(10)
+        site.wait("b")
+        self.configure(site, HoldLimits(max_time=15))
+        site.clock.advance(5)
+        assert site.told == [("a", TIMED_OUT)]
+        site.clock.advance(10)
+        assert site.told == [("a", TIMED_OUT), ("b", TIMED_OUT)]
+
+    def test_a_shorter_budget(self) -> None:
+        """The budget of those who wait for a server changes with the configuration."""
+        site = Site(budget=15)
+        site.gate.unreachable("connection refused")
+        site.wait("a")
+        self.configure(site, budget=5)
+        site.clock.advance(5)
+        assert site.told == [("a", TIMED_OUT)]
+
     def test_a_longer_max_time(self) -> None:
         """Those who wait already have the longer time too."""
         site = Site(HoldLimits(max_time=5))
