@@ -146,10 +146,11 @@ class Gate:
         self.in_flight -= 1
         if self._growth is not None and self.window < self._limit:
             self.window += 1
-        if self._line.count:
+        if self.holding:
+            if not self.in_flight:
+                self._on_idle()
+        elif self._line.count:
             self._release()
-        elif self.holding and not self.in_flight:
-            self._on_idle()
 
     # Waiting
 
@@ -214,8 +215,6 @@ class Gate:
                 self._line.fire_first(Outcome.RELEASED)
         finally:
             self._releasing = False
-        if self.holding and not self.in_flight:
-            self._on_idle()
 
     # Age
 

@@ -186,6 +186,32 @@ class TestHolding:
             assert site.idle == drained
             site.gate.open()
 
+    def test_drained_within_a_release_is_told_once(self) -> None:
+        """One who is released, holds the gate and finishes, all at once, is one drain."""
+        site = Site()
+
+        def hold_and_finish() -> None:
+            site.gate.hold()
+            site.gate.leave()
+
+        site.gate.hold()
+        site.wait("a", then=hold_and_finish)
+        site.gate.open()
+        assert site.idle == 1
+
+    def test_holding_an_idle_gate_is_not_told(self) -> None:
+        """Who holds when nothing is in flight sees that; ``on_idle`` is for a leave."""
+        site = Site()
+
+        def finish_and_hold() -> None:
+            site.gate.leave()
+            site.gate.hold()
+
+        site.gate.hold()
+        site.wait("a", then=finish_and_hold)
+        site.gate.open()
+        assert site.idle == 0
+
     def test_opening_from_on_idle(self) -> None:
         """Whoever is told that the gate is drained may open it there and then."""
         clock = StrictClock()
