@@ -262,6 +262,7 @@ class Gate:
             return
         self.holding = False
         self.refusing = ""
+        self._trouble_since = self._clock.seconds()  # who was held has not waited for a server
         self._reopen()
 
     def refuse(self, why: str) -> None:

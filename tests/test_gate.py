@@ -788,6 +788,19 @@ class TestTrouble:
         site.gate.reachable()
         assert site.told == [("a", RELEASED)]
 
+    def test_time_held_is_not_taken_off_the_budget(self) -> None:
+        """A pause undone while the source restarts costs those it held a wait, not a 503."""
+        site = Site(HoldLimits(max_time=60), budget=15)
+        site.gate.hold()
+        site.wait("a")
+        site.gate.unreachable("connection refused")
+        site.clock.advance(20)
+        site.gate.open()
+        site.clock.advance(14)
+        assert site.told == []
+        site.gate.reachable()
+        assert site.told == [("a", RELEASED)]
+
     def test_reachable_without_trouble_is_no_event(self) -> None:
         """A health check that succeeds again and again begins no ramp."""
         site = Site(ramp=Ramp(start=1))
