@@ -268,14 +268,14 @@ class Gate:
     def refuse(self, why: str) -> None:
         """Hold, but answer instead of keeping: the hold has outlived its deadline."""
         self.hold()
-        self.refusing = why
+        self.refusing = why or "refusing"
         self._line.fire(Outcome.REFUSED)
 
     def unreachable(self, why: str) -> None:
         """No server takes requests: they wait, within their budget, until :meth:`reachable`."""
         if not self.trouble:
             self._trouble_since = self._clock.seconds()
-        self.trouble = why
+        self.trouble = why or "no server can be reached"
         self._set_window(0)
         self._expiry_changed()
 

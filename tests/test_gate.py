@@ -801,6 +801,22 @@ class TestTrouble:
         site.gate.reachable()
         assert site.told == [("a", RELEASED)]
 
+    def test_trouble_without_a_reason_ends_too(self) -> None:
+        """An error with nothing to say does not shut the gate for ever."""
+        site = Site()
+        site.gate.unreachable(str(ConnectionRefusedError()))
+        site.wait("a")
+        assert site.gate.state == "unreachable"
+        site.gate.reachable()
+        assert site.told == [("a", RELEASED)]
+
+    def test_refusing_without_a_reason_is_refusing(self) -> None:
+        """Nobody is kept by a gate that was told to refuse."""
+        site = Site()
+        site.gate.refuse("")
+        site.wait("a")
+        assert site.told == [("a", REFUSED)]
+
     def test_reachable_without_trouble_is_no_event(self) -> None:
         """A health check that succeeds again and again begins no ramp."""
         site = Site(ramp=Ramp(start=1))
