@@ -34,7 +34,7 @@ COUNTERS = {
     "ambiguous": 0,
     "failed": 0,
 }
-LEDGER = {
+LEDGER: dict[str, Any] = {
     **COUNTERS,
     "site": "blog",
     "source": "old",
@@ -47,7 +47,7 @@ LEDGER = {
     "pause": 0.3,
     "steps": {"check": 0.002, "hold": 0.004, "drain": 0.25},
 }
-RECEIPT = {
+RECEIPT: dict[str, Any] = {
     "site": "blog",
     "backend": "old",
     "generation": 7,
@@ -94,7 +94,7 @@ def a_site(name: str = "blog", **more: Any) -> dict[str, Any]:
     }
 
 
-NODE = {
+NODE: dict[str, Any] = {
     "name": "n1",
     "version": "0.1.0",
     "pid": 42,
@@ -162,6 +162,8 @@ async def pause(
 @table.command("resume")
 async def resume(stage: Stage, call: Call, site: str) -> Mapping[str, Any]:
     stage.note("resume", site=site)
+    if site == "modern":
+        return {"site": site, "places": ["a", "b"]}
     return {"site": site, "backend": "old", "generation": 8, "released": 3}
 
 
@@ -180,11 +182,12 @@ async def migrate(
         problems = ["backend 'bad' has no server that is up"] if to == "bad" else []
         plan = [{"step": "hold", "what": "hold blog"}, {"step": "drain", "what": "wait"}]
         return {"site": site, "source": "old", "target": to, "plan": plan, "problems": problems}
+    ledger = {**LEDGER, "site": site, "target": to}
     if site == "unsure":
-        return {**LEDGER, "ambiguous": 2}
+        return {**ledger, "ambiguous": 2}
     if site == "undone":
-        return {**LEDGER, "outcome": "rolled back", "reason": "new is down"}
-    return LEDGER
+        return {**ledger, "outcome": "rolled back", "reason": "new is down"}
+    return ledger
 
 
 @table.command("watch")

@@ -1,0 +1,5 @@
+"""``python -m awesomeproxy`` is the ``awesomeproxy`` command."""
+
+from awesomeproxy.control.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,341 @@
+"""What the daemon answers, for people: tables and short lines.
+
+Every function takes an answer's JSON and a :class:`Style`, and gives text
+without a newline at its end.  Nothing is printed here.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from awesomeproxy.control.text import Style, clean, duration, pairs, table
+
+Json = Mapping[str, Any]
+
+_CHECKED = ("sites", "listeners")
+_COLUMNS = (
+    "SITE",
+    "STATE",
+    "BACKEND",
+    "GEN",
+    "IN FLIGHT",
+    "HELD",
+    "REQUESTS",
+    "FAILED",
+    "SERVERS",
+)
+_HISTORY = (
+    "BEGAN",
+    "SITE",
+    "FROM",
+    "TO",
+    "STATE",
+    "PAUSE",
+    "WAIT",
+    "HELD",
+    "FAILED",
+    "AMBIGUOUS",
+    "REASON",
+)
+_OUTCOMES = ("held", "released", "departed", "refused", "retried", "ambiguous", "failed")
+
+
+def status(result: Json, style: Style) -> str:
+    """The node's line, the table of its sites, and what is the matter with them."""
+    node = result.get("node", {})
+    sites = result.get("sites", [])
+    lines = [node_line(node)]
+    if not sites:
+        return "\n".join([*lines, "no sites; add one with `awesomeproxy site add`"])
+    rows = [
+        (
+            site["name"],
+            site["state"],
+            site["backend"],
+            site["generation"],
+            site["in_flight"],
+            site["held"],
+            site["counters"]["requests"],
+            site["counters"]["failed"],
+            _servers(site),
+        )
+        for site in sites
+    ]
+    numbers = ("GEN", "IN FLIGHT", "HELD", "REQUESTS", "FAILED")
+    lines += ["", table(_COLUMNS, rows, style, right=numbers, states=["STATE"])]
+    troubles = [(site["name"], trouble) for site in sites for trouble in _troubles(site)]
+    if troubles:
+        lines += ["", *(style.paint(clean(f"{name}: {why}"), "yellow") for name, why in troubles)]
+    return "\n".join(lines)
+
+
+def node_line(node: Json) -> str:
+    """Who answers, for how long it has run, and what it carries."""
+    return clean(
+        f"{node.get('name', '?')}: awesomeproxy {node.get('version', '?')}, "
+        f"pid {node.get('pid', '?')}, up {duration(node.get('uptime', 0))}, "
+        f"{node.get('connections', 0)} of {node.get('max_connections', 0)} connections, "
+        f"{node.get('held', 0)} held, listening on {', '.join(node.get('listen', [])) or 'nothing'}"
+        f", registry {node.get('registry', '?')}"
+    )
+
+
+def site_details(result: Json, style: Style) -> str:
+    """The answer about one site, in detail."""
+    return "\n\n".join(_site(site, style) for site in result.get("sites", []))
+
+
+def check(result: Json, style: Style) -> str:
+    """What is wrong with a configuration file, a line each; or that nothing is."""
+    if result["problems"]:
+        return "\n".join(map(clean, result["problems"]))
+    counts = (f"{result[what]} {what[: -1 if result[what] == 1 else None]}" for what in _CHECKED)
+    return clean(f"{result['file']}: fine: {', '.join(counts)}")
+
+
+def _site(site: Json, style: Style) -> str:
+    name, state = clean(site["name"]), site["state"]
+    expires = site.get("expires")
+    asked = ", ".join(
+        host + (site["path"] if site["path"] != "/" else "") for host in site["hosts"]
+    )
+    move = site.get("migration")
+    about = pairs(
+        [
+            ("asked for as", asked),
+            ("backend", site["backend"]),
+            ("generation", f"{site['generation']} by {site['by']}"),
+            ("hold ends", f"in {duration(max(0.0, expires - time.time()))}" if expires else ""),
+            ("migration", f"to {move['target']}, at {move['step']}" if move else ""),
+            ("in flight", f"{site['in_flight']}, and {site['tunnels']} tunnels"),
+            ("held", f"{site['held']} requests, {site['held_bytes']} bytes"),
+            ("connections", f"{site['connections']} to its servers"),
+            ("counted", _counted(site["counters"])),
+            ("trouble", site.get("trouble")),
+        ]
+    )
+    rows = [
+        (backend + (" *" if backend == site["backend"] else ""), url, health)
+        for backend, servers in site["backends"].items()
+        for url, health in servers.items()
+    ]
+    servers = table(("BACKEND", "SERVER", "HEALTH"), rows, style, states=["HEALTH"])
+    return f"{style.paint(name, 'bold')}: {style.state(clean(state))}\n{about}\n\n{servers}"
+
+
+def receipt(result: Json, style: Style) -> str:
+    """What a pause has reached."""
+    closed = f"; {result['closed']} cut" if result.get("closed") else ""
+    lines = [
+        f"{clean(result['site'])}: {style.state('holding')} on {clean(result['backend'])} "
+        f"at generation {result['generation']}; drained in {duration(result['drained_in'])}{closed}"
+    ]
+    lines += [
+        clean(
+            f"  {report['node']} {report['worker']}: {report['in_flight']} in flight, "
+            f"{report['connections']} connections, {report['held']} held"
+        )
+        for report in result.get("workers", [])
+    ]
+    return "\n".join(lines)
+
+
+def resumed(result: Json, style: Style) -> str:
+    """What a resume has let go."""
+    return (
+        f"{clean(result['site'])}: {style.state('open')} on {clean(result['backend'])} at "
+        f"generation {result['generation']}; {result.get('released', 0)} requests released"
+    )
+
+
+def migration(result: Json, style: Style) -> str:
+    """A plan, or the ledger of what was done."""
+    return plan(result, style) if "plan" in result else ledger(result, style)
+
+
+def plan(result: Json, style: Style) -> str:
+    """What a migration would do, and what is in its way."""
+    lines = [f"{clean(result['site'])}: {clean(result['source'])} -> {clean(result['target'])}"]
+    lines += [
+        f"  {number}. {clean(step['step'])}: {clean(step['what'])}"
+        for number, step in enumerate(result["plan"], 1)
+    ]
+    problems = result.get("problems", [])
+    lines += [style.paint(f"  problem: {clean(problem)}", "red") for problem in problems]
+    lines.append("it would not be begun" if problems else "nothing was done: this was a dry run")
+    return "\n".join(lines)
+
+
+def ledger(result: Json, style: Style) -> str:
+    """What a migration did to the site's requests, and how long each step took."""
+    reason = f": {clean(result['reason'])}" if result.get("reason") else ""
+    first = (
+        f"{clean(result['site'])}: {clean(result['source'])} -> {clean(result['target'])} "
+        f"{style.state(clean(result['outcome']))} at generation {result['generation']}{reason}"
+    )
+    moved = result.get("bytes_moved", 0)
+    about = pairs(
+        [
+            ("held for", duration(result["pause"])),
+            ("longest added wait", duration(result["longest_added_wait"])),
+            ("requests", _counted(result)),
+            ("moved", f"{moved} bytes" if moved else ""),
+            *((step, f"{spent * 1000:.0f} ms") for step, spent in result["steps"].items()),
+        ]
+    )
+    return f"{first}\n{about}"
+
+
+def history(result: Json, style: Style) -> str:
+    """The migrations, each a line, with the ledgers of those that ended."""
+    records = result.get("migrations", [])
+    if not records:
+        return "no migrations"
+    rows = []
+    for record in records:
+        account = record.get("ledger") or {}
+        rows.append(
+            (
+                _moment(record.get("began")),
+                record["site"],
+                record["source"],
+                record["target"],
+                record["state"],
+                duration(account["pause"]) if "pause" in account else "",
+                duration(account["longest_added_wait"]) if "pause" in account else "",
+                account.get("held", ""),
+                account.get("failed", ""),
+                account.get("ambiguous", ""),
+                record.get("reason") or "",
+            )
+        )
+    numbers = ("PAUSE", "WAIT", "HELD", "FAILED", "AMBIGUOUS")
+    return table(_HISTORY, rows, style, right=numbers, states=["STATE"])
+
+
+def changed(verb: str) -> Callable[[Json, Style], str]:
+    """What a command has done to a site's definition, said with ``verb``."""
+
+    def render(result: Json, style: Style) -> str:
+        name = result.get("site") or result.get("name") or ""
+        backend = f", backend {result['backend']}" if result.get("backend") else ""
+        number = result.get("generation")
+        at = f" at generation {number}" if number is not None else ""
+        return clean(f"{name}{backend}: {verb}{at}")
+
+    return render
+
+
+def reloaded(result: Json, style: Style) -> str:
+    """What a reload has changed."""
+    parts = [
+        f"{what} {', '.join(map(clean, result[what]))}"
+        for what in ("added", "changed", "removed")
+        if result.get(what)
+    ]
+    return "; ".join(parts) or "nothing has changed"
+
+
+def definition(result: Json, style: Style) -> str:
+    """A site's definition as TOML that `site add --from` takes, with its placement as remarks."""
+    placement = result.get("placement") or {}
+    remarks = [
+        f"from: {result.get('source', '?')}",
+        *(f"{key}: {value}" for key, value in placement.items() if value is not None),
+    ]
+    lines = [style.paint(f"# {clean(remark)}", "dim") for remark in remarks]
+    return "\n".join([*lines, *_toml(result.get("definition", {}), ())])
+
+
+def progress(params: Json, style: Style) -> str:
+    """One step of a running command."""
+    step = clean(params.get("step", "")).ljust(10)
+    return f"  {style.paint(step, 'dim')} {clean(params.get('message', ''))}"
+
+
+def event(params: Json, style: Style) -> str:
+    """One line of `watch`: when, which site, what, and the rest as name=value."""
+    rest = dict(params)
+    when = _clock(rest.pop("time", None))
+    site = clean(rest.pop("site", "") or "-")
+    what = next((clean(rest.pop(key)) for key in ("event", "kind", "what") if key in rest), "")
+    message = clean(rest.pop("message", ""))
+    more = " ".join(f"{clean(key)}={_word(value)}" for key, value in rest.items())
+    words = (style.paint(when, "dim"), style.paint(site, "bold"), what, message, more)
+    return " ".join(word for word in words if word)
+
+
+def nothing(result: Json, style: Style) -> str:
+    """No text: what was to be said has been said."""
+    return ""
+
+
+def winner(placement: Json) -> str:
+    """What a lost race was lost against."""
+    text = f"generation {placement.get('generation', '?')} by {placement.get('by', '?')} came first"
+    if "mode" in placement:
+        text += f": it is {placement['mode']} on {placement.get('backend', '?')}"
+    return clean(text)
+
+
+def _servers(site: Json) -> str:
+    servers = site["backends"].get(site["backend"], {})
+    up = sum(health == "up" for health in servers.values())
+    return f"{up}/{len(servers)} up"
+
+
+def _troubles(site: Json) -> list[str]:
+    found = [site["trouble"]] if site.get("trouble") else []
+    if site.get("migration"):
+        found.append(f"is moving to {site['migration']['target']}: {site['migration']['step']}")
+    if ambiguous := site["counters"]["ambiguous"]:
+        found.append(f"{ambiguous} requests are ambiguous: they may have been carried out")
+    servers = site["backends"].get(site["backend"], {})
+    return found + [f"{url} is {health}" for url, health in servers.items() if health != "up"]
+
+
+def _counted(counters: Json) -> str:
+    shown = [f"{counters.get('requests', 0)} taken in"]
+    shown += [f"{counters[name]} {name}" for name in _OUTCOMES if counters.get(name)]
+    return ", ".join(shown if len(shown) > 1 else [*shown, "none failed"])
+
+
+def _moment(began: object) -> str:
+    if isinstance(began, int | float):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began))
+    return str(began or "")
+
+
+def _clock(at: object) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at if isinstance(at, int | float) else None))
+
+
+def _word(value: object) -> str:
+    return clean(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _toml(values: Json, path: tuple[str, ...]) -> list[str]:
+    # JSON's strings, numbers, booleans and lists of them are written as in TOML.
+    lines = [
+        f"{_key(key)} = {_value(value)}"
+        for key, value in values.items()
+        if not isinstance(value, Mapping) and value is not None
+    ]
+    if path and lines:
+        lines = ["", f"[{'.'.join(map(_key, path))}]", *lines]
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += _toml(value, (*path, key))
+    return lines
+
+
+def _value(value: object) -> str:
+    return clean(json.dumps(value, ensure_ascii=False))
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if bare else _value(key)
