@@ -146,7 +146,6 @@ def some_progress(elapsed: float) -> Progress:
         rate=50.0,
         median=0.001,
         longest=0.5,
-        interval=0.5,
     )
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as the_reactor
 from twisted.internet import ssl
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
@@ -441,6 +441,20 @@ async def test_abandoning_leaves_what_is_under_way_unfinished(serve: Serve) -> N
     assert ended(result)["ok"] == 2
     assert ended(result)["unfinished"] >= 1
     assert result.passed
+
+
+@twisted_test
+async def test_a_cancelled_run_lets_go_of_its_connections(serve: Serve) -> None:
+    def answer(talk: Talk) -> None:
+        if len(server.requests) == 3:
+            running.cancel()
+
+    server = serve(answer)
+    running = Deferred.fromCoroutine(run(reactor, Plan(server.url(), rate=100, duration=600)))
+    with pytest.raises(CancelledError):
+        await running
+    for talk in server.talks:
+        await talk.lost
 
 
 @twisted_test

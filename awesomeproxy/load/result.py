@@ -80,7 +80,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.  The last four are of the time since the report before."""
+    """How far a run is.  The last three are of the time since the report before."""
 
     elapsed: float
     issued: int
@@ -89,10 +89,9 @@ class Progress:
     held: int
     in_flight: int
     waiting: int  # due, but without a free connection
-    rate: float  # answers a second
-    median: float
+    rate: float  # requests that ended, a second
+    median: float  # of their latencies
     longest: float
-    interval: float
 
 
 class Result:

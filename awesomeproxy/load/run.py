@@ -98,7 +98,8 @@ class Run:
         self._queue: deque[int] = deque()
         self._last = plan.count or -1  # how many requests there will be; -1: not known yet
         self._next_due = 0.0 if plan.rate else _NEVER
-        self._latencies: list[float] = []  # of the answers since the last report
+        self._latencies: list[float] = []  # of the requests that ended since the last report
+        self._reported = 0.0
         self._alarm: Alarm
         self._timers: dict[str, IDelayedCall] = {}
         self._ended: Deferred[None] = Deferred()
@@ -301,20 +302,21 @@ class Run:
         if self._progress is None:
             return
         result = self.result
+        now = self._clock() - self._zero
+        since, self._reported = now - self._reported, now
         waiting = len(self._queue)
         self._progress(
             Progress(
-                elapsed=self._clock() - self._zero,
+                elapsed=now,
                 issued=result.issued,
                 finished=result.finished,
                 failed=result.failed,
                 held=result.held_requests,
                 in_flight=result.issued - result.finished - waiting,
                 waiting=waiting,
-                rate=len(latencies) / REPORT,
+                rate=len(latencies) / since if since else 0.0,
                 median=median(latencies) if latencies else 0.0,
                 longest=max(latencies, default=0.0),
-                interval=REPORT,
             )
         )
 
