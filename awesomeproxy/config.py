@@ -1,0 +1,265 @@
+"""The configuration file: TOML in, :class:`~awesomeproxy.model.Settings` out.
+
+This is the vocabulary: one shape per table, one line per key.  Defaults are
+those of :mod:`awesomeproxy.model`: a key that is not in the file is not passed
+on.  Everything that is wrong with a file is told at once, in one
+:class:`ConfigError`, and nothing of such a file is used.
+
+Sites and backends that are added by a command come as JSON tables with the same
+keys, through :func:`site_from_table` and :func:`backend_from_table`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from awesomeproxy import addresses, model
+from awesomeproxy.endpoints import endpoint
+from awesomeproxy.model import Backend, Settings, Site
+from awesomeproxy.quantities import choice, count, duration, show, size, status_range
+from awesomeproxy.shapes import Named, Several, Shape, Spot
+
+T = TypeVar("T")
+_TOML_POSITION = re.compile(r"(.*) \(at (.*)\)", re.DOTALL)
+_NODE_DEFAULTS = {
+    "state_dir": "/var/lib/awesomeproxy",
+    "control": "/run/awesomeproxy/control.sock",
+    "access_log": "",
+}
+_HELD = {"max_requests": "max_held", "max_bytes": "max_held_bytes"}  # of node.hold
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used, with everything that is wrong with it.
+
+    ``problems`` has one line for each: ``FILE: KEY.PATH: what was wrong; what to do``.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def load(path: str) -> Settings:
+    """The settings in the file ``path``.
+
+    Raises :class:`ConfigError` if it cannot be read, or cannot be used.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode()
+    except UnicodeDecodeError as problem:
+        line = problem.object.count(b"\n", 0, problem.start) + 1
+        raise ConfigError([f"{path}: line {line}: is not UTF-8; save the file as UTF-8"]) from None
+    except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
+        why = getattr(problem, "strerror", None) or str(problem)
+        raise ConfigError(
+            [f"{path}: cannot be read: {why}; name a file that exists and that you may read"]
+        ) from None
+    return parse(text, path)
+
+
+def parse(text: str, source: str) -> Settings:
+    """The settings in ``text``; ``source`` is what errors call it.
+
+    Raises :class:`ConfigError` if it cannot be used.
+    """
+    import tomllib  # not above: those who read only the tables of commands do without it
+
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        match = _TOML_POSITION.fullmatch(str(problem))
+        said, where = match.groups() if match else (str(problem), "somewhere")
+        raise ConfigError([f"{source}: {where}: is not TOML: {said}; correct it there"]) from None
+    except RecursionError:
+        raise ConfigError([f"{source}: is nested too deeply; remove some brackets"]) from None
+    except ValueError:  # the one that tomllib lets through is of int()
+        raise ConfigError([f"{source}: has a number with too many digits; shorten it"]) from None
+    spot = Spot(source)
+    return _used(_FILE.read(document, spot), spot)
+
+
+def site_from_table(name: str, table: Mapping[str, object], source: str) -> Site:
+    """The site ``name`` that ``table`` defines, as ``[sites.NAME]`` does in the file.
+
+    ``source`` is what errors call the table.  Raises :class:`ConfigError`.
+    """
+    spot = Spot(source)
+    return _used(Named(_SITE).read_one(name, table, spot.at("sites").at(name)), spot)
+
+
+def backend_from_table(name: str, table: Mapping[str, object], source: str) -> Backend:
+    """The backend ``name`` that ``table`` defines, as ``[sites.SITE.backends.NAME]`` does.
+
+    ``source`` is what errors call the table.  Raises :class:`ConfigError`.
+    """
+    spot = Spot(source)
+    return _used(Named(_BACKEND).read_one(name, table, spot.at("backends").at(name)), spot)
+
+
+def overlaps(site: Site, others: Iterable[Site]) -> Iterator[str]:
+    """What ``site`` and any of ``others`` both claim, a text for each."""
+    for other in others:
+        if other.name == site.name or other.path != site.path:
+            continue
+        for host in site.hosts:
+            if host in other.hosts:
+                yield (
+                    f"{show(host)} with path {show(site.path)} is claimed by site "
+                    f"{show(other.name)} and by site {show(site.name)}; "
+                    "give one of them another host or path"
+                )
+
+
+def _used(made: T | None, spot: Spot) -> T:
+    """What was ``made``, if nothing was wrong with it."""
+    if spot.notes or made is None:
+        raise ConfigError(spot.lines())
+    return made
+
+
+def _settings(
+    listen: tuple[model.Listen, ...],
+    sites: Mapping[str, Site] | None = None,
+    node: Mapping[str, Any] | None = None,
+) -> Settings:
+    fields = {"name": os.uname().nodename, **_NODE_DEFAULTS, **(node or {})}
+    held = {_HELD[key]: limit for key, limit in fields.pop("hold", {}).items()}
+    return Settings(listen=listen, sites=sites or {}, **fields, **held)
+
+
+def _check_file(settings: Settings, spot: Spot) -> None:
+    try:
+        addresses.name(settings.name)
+    except ValueError as problem:  # none was written, and the default will not do
+        spot.at("node").at("name").wrong(f"the host name {problem}")
+    earlier: list[Site] = []
+    for name, site in settings.sites.items():
+        place = spot.at("sites").at(name)
+        if not place.at("path").marred:
+            for text in overlaps(site, earlier):
+                place.at("hosts").wrong(text)
+            earlier.append(site)
+
+
+def _check_site(site: Site, spot: Spot) -> None:
+    known = " or ".join(map(show, site.backends))
+    if site.backend and site.backend not in site.backends and known:
+        spot.at("backend").wrong(
+            f"{show(site.backend)} is not a backend of this site; write {known}"
+        )
+
+
+def _check_bypass(bypass: model.Bypass, spot: Spot) -> None:
+    if bypass.header and not bypass.secret and not spot.at("secret").marred:
+        spot.at("secret").wrong("is missing, but there is a header; add the secret it must carry")
+    if bypass.secret and not bypass.header and not spot.at("header").marred:
+        spot.at("header").wrong("is missing, but there is a secret; name the header it comes in")
+
+
+_HEALTH = Shape(
+    model.HealthCheck,
+    {
+        "path": addresses.request_path,
+        "host": addresses.host_header,
+        "interval": duration(),
+        "timeout": duration(),
+        "rise": count(),
+        "fall": count(),
+        "status": status_range,
+    },
+)
+
+_BACKEND = Shape(
+    Backend,
+    {
+        "servers": Several(addresses.server, 'a list, as in ["http://10.0.0.1:8080"]'),
+        "balance": choice("round_robin", "least_connections"),
+        "health": _HEALTH,
+        "max_fails": count(),
+        "fail_timeout": duration(),
+        "max_idle": count(zero=True),
+        "idle_timeout": duration(),
+    },
+    needed={"servers": ()},
+)
+
+_SITE = Shape(
+    Site,
+    {
+        "hosts": Several(addresses.host_name, 'a list, as in ["example.com"]'),
+        "path": addresses.path_prefix,
+        "backend": addresses.name,
+        "backends": Named(_BACKEND),
+        "hold": Shape(
+            model.HoldLimits,
+            {"max_requests": count(), "max_bytes": size(), "max_time": duration()},
+        ),
+        "timeouts": Shape(
+            model.SiteTimeouts,
+            {"connect": duration(), "response": duration(), "tunnel": duration()},
+        ),
+        "retry": Shape(model.Retry, {"attempts": count(), "budget": duration(zero=True)}),
+        "ramp": Shape(model.Ramp, {"start": count(zero=True), "double_every": duration()}),
+        "drain": Shape(model.Drain, {"time": duration(zero=True), "tunnels": duration(zero=True)}),
+        "bypass": Shape(
+            model.Bypass,
+            {
+                "networks": Several(addresses.network, 'a list, as in ["10.0.0.0/8"]', empty=True),
+                "header": addresses.header_name,
+                "secret": addresses.secret,
+            },
+            check=_check_bypass,
+        ),
+        "max_body": size(zero=True),
+        "max_in_flight": count(),
+        "reuse_unsafe": duration(zero=True),
+    },
+    needed={"hosts": (), "backend": "", "backends": {}},
+    check=_check_site,
+)
+
+_LISTEN = Shape(
+    model.Listen,
+    {
+        "endpoint": endpoint,
+        "trusted_proxies": Several(addresses.network, 'a list, as in ["10.0.0.0/8"]', empty=True),
+        "max_head": size(),
+        "max_target": size(),
+        "max_headers": count(),
+        "body_rate": size(zero=True),
+        "timeouts": Shape(
+            model.ListenTimeouts,
+            {"head": duration(), "body": duration(), "idle": duration(), "write": duration()},
+        ),
+    },
+    needed={"endpoint": ""},
+)
+
+_NODE = Shape(
+    dict[str, Any],
+    {
+        "name": addresses.name,
+        "state_dir": addresses.absolute_path,
+        "control": addresses.socket_path,
+        "access_log": addresses.optional_path,
+        "drain_time": duration(zero=True),
+        "max_connections": count(),
+        "hold": Shape(dict[str, int], {"max_requests": count(), "max_bytes": size()}),
+    },
+)
+
+_FILE = Shape(
+    _settings,
+    {
+        "node": _NODE,
+        "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),
+        "sites": Named(_SITE, empty=True),
+    },
+    needed={"listen": ()},
+    check=_check_file,
+)
