@@ -99,6 +99,11 @@ class Plane:
         live = self.sites.get(name)
         return live.observed() if live is not None else None
 
+    def cut(self, name: str) -> int:
+        """Break off whatever is in flight for a site; return how much that was."""
+        live = self.sites.get(name)
+        return live.cut() if live is not None else 0
+
     def changed(self, name: str) -> None:
         """Something about a site has changed that others may wait for."""
         self._on_change(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class LiveSite:
         self._checks: dict[str, list[Checks]] = {}
         self._probe: Probe | None = None
         self._cut_tunnels: IDelayedCall | None = None
+        self._expiry: IDelayedCall | None = None
         self._was_drained = False
         self._define(desired.site)
         self._place(desired.placement)
@@ -66,9 +68,10 @@ class LiveSite:
         """The site is gone: refuse what is held, let the rest finish."""
         self.gate.close()
         self._stop_probe()
-        if self._cut_tunnels is not None:
-            self._cut_tunnels.cancel()
-            self._cut_tunnels = None
+        for call in (self._cut_tunnels, self._expiry):
+            if call is not None:
+                call.cancel()
+        self._cut_tunnels = self._expiry = None
         for name in list(self.backends):
             self._drop(name)
 
@@ -110,6 +113,7 @@ class LiveSite:
             self._hold()
         else:
             self._open()
+        self._watch_expiry()
         self.plane.changed(self.site.name)
 
     def _hold(self) -> None:
@@ -118,6 +122,23 @@ class LiveSite:
             self._time_tunnels()
         if self.backend is not None:
             self.backend.close_idle()
+
+    def _watch_expiry(self) -> None:
+        """A hold that outlives its deadline refuses from then on; even with no daemon there."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        placement = self.placement
+        expires = placement.expires
+        if placement.mode is Mode.HOLDING and expires is not None and placement.then == "refuse":
+            self._expiry = self.plane.reactor.callLater(
+                max(0.0, expires - time.time()), self._expired
+            )
+
+    def _expired(self) -> None:
+        self._expiry = None
+        self.gate.refuse("the pause has outlived its deadline; resume or pause the site again")
+        self.plane.changed(self.site.name)
 
     def _time_tunnels(self) -> None:
         if self.tunnels and self._cut_tunnels is None:
@@ -135,11 +156,6 @@ class LiveSite:
             self._stop_probe()
             self.gate.reachable()
             self.gate.open()
-
-    def refuse(self, why: str) -> None:
-        """The hold has outlived its deadline: answer 503 at once, and keep nobody waiting."""
-        if self.gate.holding:
-            self.gate.refuse(why)
 
     def close_tunnels(self) -> int:
         """Close what has been upgraded; return how many there were."""
