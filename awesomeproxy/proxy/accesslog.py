@@ -23,8 +23,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 FLUSH_EVERY = 0.5  # seconds
-FLUSH_AT = 64 * 1024  # characters
-KEEP_AT_MOST = 4 * 1024 * 1024  # characters, while the log cannot be written
+FLUSH_AT = 64 * 1024  # bytes
+KEEP_AT_MOST = 4 * 1024 * 1024  # bytes, while the log cannot be written
 
 log = Logger()
 
@@ -38,12 +38,12 @@ class AccessLog:
         """
         self._clock = clock
         self._path = path
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self._size = 0
         self._lost = 0
         self._call: IDelayedCall | None = None
         self._second = 0
-        self._stamp = ""
+        self._stamp = b""
         self._fd = -1
         self.enabled = bool(path)
         self.reopen()
@@ -64,14 +64,14 @@ class AccessLog:
             os.close(self._fd)
         self._fd = fd
 
-    def add(self, line: str, wall: Callable[[], float] = time.time) -> None:
+    def add(self, line: bytes, wall: Callable[[], float] = time.time) -> None:
         """Log one line; the time is put before it."""
         now = wall()
         second = int(now)
         if second != self._second:
             self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        line = f"{self._stamp}{int((now - second) * 1000):03d}Z {line}\n"
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        line = b"%b.%03dZ %b\n" % (self._stamp, (now - second) * 1000, line)
         self._lines.append(line)
         self._size += len(line)
         if self._call is None:
@@ -89,12 +89,11 @@ class AccessLog:
         """Write what has been logged, as far as it can be written now."""
         if not self._lines:
             return
-        data = "".join(self._lines).encode("utf-8", "replace")
-        written = self._write(data)
-        rest = data[written:].decode("utf-8", "replace")
+        data = b"".join(self._lines)
+        rest = data[self._write(data) :]
         if len(rest) > KEEP_AT_MOST:
-            self._lost += rest.count("\n")
-            rest = ""
+            self._lost += rest.count(b"\n")
+            rest = b""
         elif not rest and self._lost:
             log.warn("{lost} lines of the access log could not be written", lost=self._lost)
             self._lost = 0

@@ -29,6 +29,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from awesomeproxy.model import Outcome
+from awesomeproxy.proxy.fields import size_of
 from awesomeproxy.proxy.heads import (
     chunk,
     interim_head,
@@ -36,7 +37,7 @@ from awesomeproxy.proxy.heads import (
     request_head,
     response_head,
 )
-from awesomeproxy.proxy.requests import Request, allowed_trailers
+from awesomeproxy.proxy.requests import IDEMPOTENT, Request
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.servers import LiveServer
 from awesomeproxy.proxy.sweep import NEVER
@@ -55,6 +56,7 @@ class Exchange:
     """A request and what becomes of it.  ``client`` is None once it has left."""
 
     __slots__ = (
+        "address",
         "bypass",
         "bytes_sent",
         "chunked",
@@ -69,6 +71,7 @@ class Exchange:
         "replay_size",
         "request",
         "request_sent",
+        "server",
         "sends",
         "site",
         "started",
@@ -81,10 +84,12 @@ class Exchange:
         self, client: ClientConnection, request: Request, site: LiveSite, started: float
     ) -> None:
         self.client: ClientConnection | None = client
+        self.address = client.origin.address
         self.request = request
         self.site = site
         self.started = started
         self.connection: ServerConnection | None = None
+        self.server: LiveServer | None = None  # the last it was meant for
         self.waiting: Deferred[Outcome] | None = None
         self.counted = False  # in flight at the gate
         self.bypass = False
@@ -123,7 +128,7 @@ class Exchange:
         request = self.request
         if self.client is not None:
             self.client.hold_body(not request.complete)
-        size = HELD_OVERHEAD + sum(map(len, request.lines)) + sum(map(len, request.chunks))
+        size = HELD_OVERHEAD + size_of(request.fields) + sum(map(len, request.chunks))
         began = self.site.plane.seconds()
         self.waiting = self.site.gate.wait(size, since)
         self.waiting.addCallback(self._waited, began)
@@ -161,12 +166,13 @@ class Exchange:
         if server is None:
             self._unreachable(site.why_unreachable())
             return
+        self.server = server
         connection = None
         if server.idle and not self.sends:
-            if self.request.idempotent:
-                connection = server.take(now, 0.0)
+            if self.request.method in IDEMPOTENT:
+                connection = server.take(now)
             elif site.site.reuse_unsafe:
-                connection = server.take(now, now - site.site.reuse_unsafe)
+                connection = server.take_proved(now, now - site.site.reuse_unsafe)
         if connection is None:
             connection = self.connection = ServerConnection(site, server, self)
             connection.connect(site.site.timeouts.connect)
@@ -221,7 +227,7 @@ class Exchange:
         if request.complete and not request.chunks and self.replay is None:
             self.request_sent = True
             if request.chunked:
-                lines += last_chunk(allowed_trailers(request.trailers))
+                lines += last_chunk(request.trailers)
             connection.transport.write(lines)
             return
         if self.replay is None:
@@ -251,7 +257,7 @@ class Exchange:
         body = chunk(parts) if size else b""
         if request.complete:
             self.request_sent = True
-            body += last_chunk(allowed_trailers(request.trailers))
+            body += last_chunk(request.trailers)
         return body
 
     def body_arrived(self) -> None:
@@ -304,7 +310,7 @@ class Exchange:
                 data += b"".join(parts)
         if response.complete:
             if self.chunked:
-                data += last_chunk(allowed_trailers(response.trailers))
+                data += last_chunk(response.trailers)
             self.bytes_sent += len(data)
             client.transport.write(data)
             self._finish(connection, response, bool(fault))
@@ -337,9 +343,9 @@ class Exchange:
         if self.site.plane.stopping:
             self.keep_alive = False
         if not self.keep_alive:
-            connection = b"Connection: close\r\n"
+            connection = b"Connection: close"
         elif request.version == b"1.0":
-            connection = b"Connection: keep-alive\r\n"
+            connection = b"Connection: keep-alive"
         return response_head(
             response, chunked=chunked, length=length, connection=connection, held=self.held
         )
@@ -490,7 +496,7 @@ class Exchange:
         self.head_sent = True
         self.status = 101
         self.in_tunnel = True
-        fields = b"Connection: Upgrade\r\nUpgrade: %b\r\n" % response.upgrade
+        fields = b"Connection: Upgrade\r\nUpgrade: %b" % response.upgrade
         head = response_head(response, chunked=False, length=-1, connection=fields, held=self.held)
         rest, connection.parser.rest = connection.parser.rest, b""
         client.transport.write(head + rest)

@@ -11,6 +11,7 @@ import itertools
 import os
 from dataclasses import dataclass, field
 
+from awesomeproxy.proxy.fields import COLON, CRLF, NOT_IN_TRAILERS, Field, without
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.responses import Response
 
@@ -38,49 +39,50 @@ class Origin:
     fields: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        fields = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (self.address, self.proto)
-        object.__setattr__(self, "fields", fields)
+        object.__setattr__(self, "fields", _forwarded(self.address, self.proto))
 
 
 def request_head(request: Request, origin: Origin, via: bytes) -> bytes:
     """The head of ``request`` as a server gets it.
 
-    :param via: the field that names this proxy, a whole line, for a request that has
-        passed no other.
+    :param via: this proxy's entry for the Via field.
     """
     host = request.host or b""
-    parts = [
-        b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (request.method, request.target, host),
-        *request.lines,
+    lines = [
+        b"%b %b HTTP/1.1\r\nHost: %b" % (request.method, request.target, host),
+        *map(COLON.join, request.fields),
     ]
     if request.chunked:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
+        lines.append(b"Transfer-Encoding: chunked")
     elif request.length >= 0:
-        parts.append(b"Content-Length: %d\r\n" % request.length)
+        lines.append(b"Content-Length: %d" % request.length)
     if request.expects_continue:
-        parts.append(b"Expect: 100-continue\r\n")
+        lines.append(b"Expect: 100-continue")
     if request.upgrade:
-        parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %b" % request.upgrade)
     elif request.te_trailers:
-        parts.append(b"Connection: TE\r\nTE: trailers\r\n")
+        lines.append(b"Connection: TE\r\nTE: trailers")
     if request.max_forwards is not None:
-        parts.append(b"Max-Forwards: %b\r\n" % request.max_forwards)
+        lines.append(b"Max-Forwards: %b" % request.max_forwards)
     if request.via is not None:
-        via = b"Via: %b, %b" % (request.via, via[len(b"Via: ") :])
+        via = b"%b, %b" % (request.via, via)
+    fields = origin.fields
     forwarded_host = host
     if origin.trusted:
         chain = request.forwarded_for
         chain = origin.address if chain is None else b"%b, %b" % (chain, origin.address)
         proto = request.forwarded_proto or origin.proto
         forwarded_host = request.forwarded_host or host
-        fields = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (chain, proto)
-    else:
-        fields = origin.fields
-    parts.append(
-        b"%bX-Forwarded-Host: %b\r\nX-Request-Id: %b\r\n%b\r\n"
+        fields = _forwarded(chain, proto)
+    lines.append(
+        b"%bX-Forwarded-Host: %b\r\nX-Request-Id: %b\r\nVia: %b\r\n\r\n"
         % (fields, forwarded_host, request.request_id, via)
     )
-    return b"".join(parts)
+    return CRLF.join(lines)
+
+
+def _forwarded(chain: bytes, proto: bytes) -> bytes:
+    return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (chain, proto)
 
 
 def chunk(parts: list[bytes]) -> bytes:
@@ -88,18 +90,17 @@ def chunk(parts: list[bytes]) -> bytes:
     return b"%x\r\n%b\r\n" % (sum(map(len, parts)), b"".join(parts))
 
 
-def last_chunk(trailers: list[bytes]) -> bytes:
-    """The end of a chunked body."""
-    return b"0\r\n%b\r\n" % b"".join(trailers)
+def last_chunk(trailers: list[Field]) -> bytes:
+    """The end of a chunked body, with those trailers that may be passed on."""
+    if not trailers:
+        return b"0\r\n\r\n"
+    return CRLF.join([b"0", *map(COLON.join, without(trailers, NOT_IN_TRAILERS)), b"", b""])
 
 
 def interim_head(response: Response) -> bytes:
     """A 1xx response as the client gets it."""
-    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (
-        response.status,
-        response.reason,
-        b"".join(response.lines),
-    )
+    first = b"HTTP/1.1 %d %b" % (response.status, response.reason)
+    return CRLF.join([first, *map(COLON.join, response.fields), b"", b""])
 
 
 def response_head(
@@ -109,16 +110,20 @@ def response_head(
 
     :param chunked: whether its body is sent in chunks.
     :param length: its Content-Length, or -1.
-    :param connection: a whole Connection field, or nothing.
+    :param connection: the line of a Connection field, or nothing.
     :param held: seconds that the request waited at the gate.
     """
-    parts = [b"HTTP/1.1 %d %b\r\n" % (response.status, response.reason), *response.lines]
+    lines = [
+        b"HTTP/1.1 %d %b" % (response.status, response.reason),
+        *map(COLON.join, response.fields),
+    ]
     if length >= 0:
-        parts.append(b"Content-Length: %d\r\n" % length)
+        lines.append(b"Content-Length: %d" % length)
     elif chunked:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
+        lines.append(b"Transfer-Encoding: chunked")
     if held:
-        parts.append(b"%b: %.3f\r\n" % (HELD_FIELD, held))
-    parts.append(connection)
-    parts.append(b"\r\n")
-    return b"".join(parts)
+        lines.append(b"%b: %.3f" % (HELD_FIELD, held))
+    if connection:
+        lines.append(connection)
+    lines.append(b"\r\n")
+    return CRLF.join(lines)

@@ -62,7 +62,7 @@ class Plane:
         self.request_id = RequestIds()
         # The node's name may not be unique, and a request must be known when it returns.
         self.via_token = f"{name}-{os.urandom(3).hex()}".encode()
-        self.via = b"Via: 1.1 %b\r\n" % self.via_token
+        self.via = b"1.1 %b" % self.via_token
         self.router: Router[LiveSite] = Router()
         self.sites: dict[str, LiveSite] = {}
         self.clients: set[ClientConnection] = set()
@@ -200,17 +200,22 @@ class Plane:
         """Write an exchange that has ended to the access log."""
         if self.access_log.enabled:
             request = exchange.request
-            client = exchange.client
-            connection = exchange.connection
-            site = exchange.site
+            server = exchange.server
             self.access_log.add(
-                f"{client.address if client is not None else '-'} {site.site.name}"
-                f" {site.placement.backend}"
-                f" {connection.server.server.url if connection is not None else '-'}"
-                f' "{request.method.decode()} {request.target.decode("latin-1")}'
-                f' HTTP/{request.version.decode()}" {exchange.status} {exchange.bytes_sent}'
-                f" {exchange.held:.3f} {now - exchange.started:.3f}"
-                f" {request.request_id.decode('latin-1')}"
+                b'%b %b %b "%b %b HTTP/%b" %d %d %.3f %.3f %b'
+                % (
+                    exchange.address,
+                    exchange.site.name,
+                    server.label if server is not None else b"- -",
+                    request.method,
+                    request.target,
+                    request.version,
+                    exchange.status,
+                    exchange.bytes_sent,
+                    exchange.held,
+                    now - exchange.started,
+                    request.request_id,
+                )
             )
 
     def log_refused(
@@ -218,14 +223,13 @@ class Plane:
     ) -> None:
         """Write a request that was answered before it had a site to the access log."""
         if self.access_log.enabled:
-            line = "-"
-            identity = "-"
+            line = identity = b"-"
             if request is not None:
-                target = request.target.decode("latin-1")
-                line = f"{request.method.decode()} {target} HTTP/{request.version.decode()}"
-                identity = request.request_id.decode("latin-1")
+                line = b"%b %b HTTP/%b" % (request.method, request.target, request.version)
+                identity = request.request_id
             self.access_log.add(
-                f'{client.address} - - - "{line}" {status} 0 0.000 0.000 {identity}'
+                b'%b - - - "%b" %d 0 0.000 0.000 %b'
+                % (client.origin.address, line, status, identity)
             )
 
 

@@ -5,7 +5,7 @@ through and RFC 9112 does not is refused here: a missing or second ``Host``,
 HTTP/0.9, HTTP/2 as a version, ``Transfer-Encoding`` from an HTTP/1.0 client or
 with any coding but ``chunked``, a fragment in the target.
 
-Fields are kept as lines ready to be forwarded, save those that concern only this
+Fields are kept as they came, save those that concern only this
 connection (RFC 9110, section 7.6.1) or that the proxy writes itself.  The head of
 the forwarded request is put together in :mod:`awesomeproxy.proxy.heads`.
 
@@ -29,6 +29,15 @@ from httptools import (
 )
 
 from awesomeproxy.model import Listen
+from awesomeproxy.proxy.fields import (
+    OWS,
+    Field,
+    Ordinary,
+    find,
+    names_in,
+    size_of,
+    without,
+)
 
 # Fields that do not travel as they came.
 SPECIAL = frozenset(
@@ -36,10 +45,9 @@ SPECIAL = frozenset(
     b" proxy-connection via forwarded x-forwarded-for x-forwarded-proto x-forwarded-host"
     b" x-request-id max-forwards http2-settings".split()
 )
-# What RFC 9110, section 6.5.1 keeps out of trailers, as far as the proxy acts on it.
-NOT_IN_TRAILERS = SPECIAL | {b"authorization", b"content-encoding", b"content-type", b"cookie"}
+ORDINARY = Ordinary(SPECIAL)
+PLAIN = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))  # values of Connection
 
-OWS = b" \t"
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?\Z")
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/")
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
@@ -76,8 +84,8 @@ class Request:
     complete = False  # the whole body has arrived
 
     def __init__(self) -> None:
-        self.lines: list[bytes] = []
-        self.trailers: list[bytes] = []
+        self.fields: list[Field] = []
+        self.trailers: list[Field] = []
         self.chunks: list[bytes] = []
 
     def __repr__(self) -> str:
@@ -95,11 +103,7 @@ class Request:
 
     def field(self, name: bytes) -> bytes | None:
         """The value of the first end-to-end field of that (lower-case) name."""
-        prefix = name + b":"
-        for line in self.lines:
-            if line[: len(prefix)].lower() == prefix:
-                return line[len(prefix) :].strip()
-        return None
+        return find(self.fields, name)
 
 
 class RequestParser:
@@ -109,7 +113,7 @@ class RequestParser:
         self._listen = listen
         self._parser = HttpRequestParser(self)
         self._request = Request()
-        self._lines = self._request.lines
+        self._fields = self._request.fields
         self._special: dict[bytes, bytes] | None = None
         self._fed = 0  # bytes of a head that began in an earlier feed
         self._feeding = 0  # bytes of this feed
@@ -149,7 +153,7 @@ class RequestParser:
             return
         request = self._request
         if self._in_head:
-            self._fed = max(self._fed, len(request.target) + sum(map(len, request.lines)))
+            self._fed = max(self._fed, len(request.target) + size_of(request.fields))
             if self._fed > self._listen.max_head:
                 self._too_long()
         elif not request.complete and request.length > 0 and self.refusal is None:
@@ -175,7 +179,7 @@ class RequestParser:
     def on_message_begin(self) -> None:
         """A request begins."""
         request = self._request = Request()
-        self._lines = request.lines
+        self._fields = request.fields
         self._special = {}
         self._in_head = True
         self._fed = 0
@@ -186,9 +190,12 @@ class RequestParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field, of the head or of the trailers."""
-        key = name.lower()
-        if key not in SPECIAL:
-            self._lines.append(b"%b: %b\r\n" % (name, value))
+        if name in ORDINARY:
+            self._fields.append((name, value))
+            return
+        key = ORDINARY.judge(name)
+        if key is None:
+            self._fields.append((name, value))
         elif self._special is not None:
             if key in self._special:
                 self._repeated(key, value)
@@ -202,14 +209,14 @@ class RequestParser:
         special = self._special
         assert special is not None
         self._special = None
-        self._lines = request.trailers
+        self._fields = request.trailers
         self._in_head = False
         request.method = parser.get_method()
         request.host = special.pop(b"host", None)
         request.keep_alive = parser.should_keep_alive()
         # With no Connection field, only HTTP/1.1 keeps alive: spares reading the version.
         if special or not request.keep_alive:
-            self._judge_special(request, special)
+            self._judge_special(request, special, parser.get_http_version())
         if request.target[:1] != b"/" or b"#" in request.target:
             self._judge_target(request)
         if request.host is None and request.version == b"1.1":
@@ -217,7 +224,7 @@ class RequestParser:
         listen = self._listen
         if len(request.target) > listen.max_target:
             self._refuse(414, f"The request's target is longer than {listen.max_target} bytes.")
-        elif len(request.lines) > listen.max_headers:
+        elif len(request.fields) > listen.max_headers:
             self._refuse(431, f"The request has more than {listen.max_headers} header fields.")
         elif self._fed + self._feeding > listen.max_head:
             self._judge_size(request)
@@ -235,7 +242,7 @@ class RequestParser:
     # The rest is off the usual way
 
     def _judge_size(self, request: Request) -> None:
-        if len(request.target) + sum(map(len, request.lines)) > self._listen.max_head:
+        if len(request.target) + size_of(request.fields) > self._listen.max_head:
             self._too_long()
 
     def _refuse(self, status: int, reason: str) -> None:
@@ -249,12 +256,16 @@ class RequestParser:
         else:
             self._special[key] += b", " + value.strip(OWS)
 
-    def _judge_special(self, request: Request, special: dict[bytes, bytes]) -> None:
-        version = self._parser.get_http_version()
+    def _judge_special(self, request: Request, special: dict[bytes, bytes], version: str) -> None:
         if version not in ("1.0", "1.1"):
             self._refuse(505, f"HTTP/{version} is not spoken here; HTTP/1.1 is.")
             return
         request.version = version.encode()
+        request.connection = connection = special.pop(b"connection", None)
+        if connection is not None and connection not in PLAIN:
+            self._drop_listed(request, connection)
+        if not special:
+            return
         length = special.get(b"content-length")
         if length is not None:
             request.length = int(length)
@@ -265,7 +276,6 @@ class RequestParser:
             elif coding.lower() != b"chunked":
                 self._refuse(501, "No transfer coding but 'chunked' is understood.")
             request.chunked = True
-        request.connection = special.get(b"connection")
         if version == "1.1":
             expect = special.get(b"expect")
             if expect is not None:
@@ -292,17 +302,13 @@ class RequestParser:
         request.forwarded_host = special.get(b"x-forwarded-host")
         request.request_id = special.get(b"x-request-id", b"")
         request.via = special.get(b"via")
-        if request.connection is not None:
-            self._drop_listed(request, request.connection)
 
     def _drop_listed(self, request: Request, connection: bytes) -> None:
         """Fields that Connection names are for this connection alone."""
-        names = {name.strip(OWS) for name in connection.lower().split(b",")}
+        names = names_in(connection)
         names -= {b"close", b"keep-alive", b"upgrade", b"te", b""}
         if names:
-            request.lines[:] = [
-                line for line in request.lines if line.split(b":", 1)[0].lower() not in names
-            ]
+            request.fields[:] = without(request.fields, names)
 
     def _judge_target(self, request: Request) -> None:
         target = request.target
@@ -364,7 +370,7 @@ class RequestParser:
 
     def _too_long(self) -> None:
         listen = self._listen
-        if not self._lines and len(self._request.target) > listen.max_target:
+        if not self._fields and len(self._request.target) > listen.max_target:
             self._refuse(414, f"The request's target is longer than {listen.max_target} bytes.")
         else:
             self._refuse(431, f"The request's head is longer than {listen.max_head} bytes.")
@@ -375,8 +381,3 @@ class RequestParser:
         if isinstance(error, HttpParserInvalidMethodError) and REQUEST_LINE.match(data):
             return Refusal(501, "The request's method is not one that is known here.")
         return Refusal(400, f"The request is not well-formed: {error}.")
-
-
-def allowed_trailers(lines: list[bytes]) -> list[bytes]:
-    """Those trailer fields that may be passed on (RFC 9110, section 6.5.1)."""
-    return [line for line in lines if line.split(b":", 1)[0].lower() not in NOT_IN_TRAILERS]

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from awesomeproxy.proxy.requests import OWS
+from awesomeproxy.proxy.fields import OWS, Field, Ordinary, names_in, without
 
 SPECIAL = frozenset(
     b"connection content-length transfer-encoding upgrade keep-alive proxy-connection te".split()
 )
+ORDINARY = Ordinary(SPECIAL)
 
 
 class BadResponse(Exception):
@@ -38,9 +39,12 @@ class Response:
     complete = False
 
     def __init__(self) -> None:
-        self.lines: list[bytes] = []
-        self.trailers: list[bytes] = []
+        self.fields: list[Field] = []
+        self.trailers: list[Field] = []
         self.chunks: list[bytes] = []
+
+
+AWAITED = Response()  # stands for the response of which no head has come yet
 
 
 class ResponseParser:
@@ -54,16 +58,16 @@ class ResponseParser:
         self._raw_left = 0
         self._excess = False
         self._response = Response()
-        self._lines = self._response.lines
+        self._fields = self._response.fields
         self.interim: list[Response] = []  # 1xx, before the response itself
         self.rest = b""  # behind a 101: the new protocol's first bytes
-        self.response = Response()
+        self.response = AWAITED
 
     def expect(self, head_only: bool) -> None:
         """A request has been sent; ``head_only`` if it was HEAD."""
         self._head_only = head_only
         self._fresh = False
-        self.response = Response()
+        self.response = AWAITED
 
     def feed(self, data: bytes) -> None:
         """Take what has arrived.
@@ -125,7 +129,7 @@ class ResponseParser:
         if self._fresh:
             self._excess = True
         self._response = Response()
-        self._lines = self._response.lines
+        self._fields = self._response.fields
         self._special = {}
 
     def on_status(self, reason: bytes) -> None:
@@ -134,9 +138,12 @@ class ResponseParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field, of the head or of the trailers."""
-        key = name.lower()
-        if key not in SPECIAL:
-            self._lines.append(b"%b: %b\r\n" % (name, value))
+        if name in ORDINARY:
+            self._fields.append((name, value))
+            return
+        key = ORDINARY.judge(name)
+        if key is None:
+            self._fields.append((name, value))
         elif key in self._special:
             self._special[key] += b", " + value.strip(OWS)
         else:
@@ -149,7 +156,7 @@ class ResponseParser:
             return
         special = self._special
         self._special = {}
-        self._lines = response.trailers
+        self._fields = response.trailers
         parser = self._parser
         status = response.status = parser.get_status_code()
         length = special.pop(b"content-length", None)
@@ -191,7 +198,10 @@ class ResponseParser:
         if version not in ("1.0", "1.1") or not 100 <= response.status <= 999:
             raise BadResponse(f"the server has answered HTTP/{version} {response.status}")
         connection = special.get(b"connection", b"").lower()
-        names = {name.strip(OWS) for name in connection.split(b",")}
+        if connection == b"keep-alive" and len(special) == 1:
+            response.keep_alive = True
+            return
+        names = names_in(connection)
         response.keep_alive = b"close" not in names and (version == "1.1" or b"keep-alive" in names)
         coding = special.get(b"transfer-encoding")
         if coding is not None:
@@ -206,9 +216,7 @@ class ResponseParser:
                 response.keep_alive_timeout = float(value)
         names -= {b"close", b"keep-alive", b"upgrade", b"te", b""}
         if names:
-            response.lines[:] = [
-                line for line in response.lines if line.split(b":", 1)[0].lower() not in names
-            ]
+            response.fields[:] = without(response.fields, names)
 
     def _judge_interim(self, response: Response) -> None:
         if response.status == 101:

@@ -24,11 +24,22 @@ if TYPE_CHECKING:
 class LiveServer:
     """One server of a backend: its pool, and what is known of its health."""
 
-    __slots__ = ("backend", "busy", "down_until", "fails", "healthy", "idle", "server", "trouble")
+    __slots__ = (
+        "backend",
+        "busy",
+        "down_until",
+        "fails",
+        "healthy",
+        "idle",
+        "label",
+        "server",
+        "trouble",
+    )
 
     def __init__(self, server: Server, backend: LiveBackend) -> None:
         self.server = server
         self.backend = backend
+        self.label = f"{backend.config.name} {server.url}".encode()  # in the access log
         self.idle: list[ServerConnection] = []
         self.busy = 0  # connections that carry a request, or are being opened for one
         self.healthy = True
@@ -43,7 +54,16 @@ class LiveServer:
         """Whether it should be given requests."""
         return self.healthy and self.down_until <= now
 
-    def take(self, now: float, oldest: float) -> ServerConnection | None:
+    def take(self, now: float) -> ServerConnection | None:
+        """An idle connection, for a request that can be sent again if it proves dead."""
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.deadline > now:
+                return connection
+            connection.close()
+        return None
+
+    def take_proved(self, now: float, oldest: float) -> ServerConnection | None:
         """An idle connection that the server has not closed, as far as can be known.
 
         :param oldest: take none that has been idle since before then.

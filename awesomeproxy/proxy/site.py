@@ -28,6 +28,7 @@ class LiveSite:
     def __init__(self, plane: Plane, desired: Desired) -> None:
         self.plane = plane
         self.site = desired.site
+        self.name = desired.site.name.encode()
         self.placement = desired.placement
         self.gate = Gate(plane.reactor, total=plane.held, on_idle=self._gate_idle)
         self.backends: dict[str, LiveBackend] = {}
