@@ -96,8 +96,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if name == chosen:
             found = import_module(module)
             found.add_arguments(leaf)
-            # A --json of its own must not undo one that came before the command's name.
-            leaf.set_defaults(main=found.main, json=argparse.SUPPRESS)
+            # In place of its own --json, which would undo one before the command's name.
+            leaf.add_argument(
+                "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+            )
+            leaf.set_defaults(main=found.main)
     args = parser.parse_args(argv)
     if "remote_of_one" in args and args.site is not None:
         args.remote = args.remote_of_one
