@@ -32,10 +32,11 @@ _FAINT = "#9a9a9a"
 _FLOOR = 1e-5  # seconds; a log axis has no zero
 
 
-def draw(result: Result, path: str | Path) -> None:
+def draw(result: Result, path: str | Path, title: str = "") -> None:
     """Write the picture of a result.
 
     :param path: ends in ``.png`` or ``.svg``, which decides the format.
+    :param title: what it shows, if not simply what the plan says.
     :raises ImportError: if matplotlib is not installed.
     :raises OSError: if the file cannot be written.
     """
@@ -45,14 +46,14 @@ def draw(result: Result, path: str | Path) -> None:
     figure = Figure(figsize=(12, 6.75), dpi=120, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     points, strip = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-    _title(figure, result)
+    _title(figure, result, title)
     _draw_points(points, result)
     _draw_strip(strip, result)
     _draw_marks(points, strip, result)
     figure.savefig(path, format=Path(path).suffix[1:].lower())
 
 
-def _title(figure: Figure, result: Result) -> None:
+def _title(figure: Figure, result: Result, title: str) -> None:
     latency = result.latency()
     facts = [f"{result.issued:,} requests", f"{result.failed:,} failed"]
     if result.held_requests:
@@ -61,8 +62,9 @@ def _title(figure: Figure, result: Result) -> None:
         facts += [f"{p:g}% {duration(latency.percentiles[p])}" for p in (50.0, 99.0, 99.9)]
         facts.append(f"longest {duration(latency.max)}")
     plan = result.plan
+    what = title or f"{shorten(str(plan), 100)}  \N{MIDDLE DOT}  {describe(plan)}"
     figure.suptitle(
-        f"{shorten(str(plan), 100)}  \N{MIDDLE DOT}  {describe(plan)}\n" + "   ".join(facts),
+        f"{what}\n" + "   ".join(facts),
         fontsize=11,
         color=_INK,
         parse_math=False,
@@ -128,7 +130,8 @@ def _draw_points(axes: Axes, result: Result) -> None:
     axes.set_ylabel("latency, from when due", color=_INK)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
     if axes.get_legend_handles_labels()[0]:
-        legend = axes.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="#dddddd")
+        corner = "lower right" if result.marks else "upper right"  # marks have labels above
+        legend = axes.legend(loc=corner, frameon=True, framealpha=0.9, edgecolor="#dddddd")
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1)
