@@ -7,7 +7,8 @@ not take.  Errors are left to Twisted as well: a send that fails is queued, and
 the reactor finds the fault at its next turn, where losing a connection is safe.
 
 :func:`eager` wraps a reactor so that endpoints made with it build such
-transports; everything else about them is Twisted's own.
+transports, and that their events come through a :mod:`~awesomeproxy.proxy.hub`;
+everything else about them is Twisted's own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 from twisted.internet import tcp, unix
 from zope.interface import directlyProvides, providedBy
+
+from awesomeproxy.proxy.hub import Hub
 
 
 class EagerWrites:
@@ -98,6 +101,7 @@ class EagerReactor:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
+        self._hub = Hub(reactor)
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
@@ -105,7 +109,7 @@ class EagerReactor:
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
         """As :meth:`IReactorTCP.listenTCP`."""
-        listening = EagerPort(port, factory, backlog, interface, self._reactor)
+        listening = EagerPort(port, factory, backlog, interface, self._hub)
         listening.startListening()
         return listening
 
@@ -118,7 +122,7 @@ class EagerReactor:
         bindAddress: tuple[str, int] | None = None,
     ) -> Any:
         """As :meth:`IReactorTCP.connectTCP`."""
-        connector = EagerConnector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector = EagerConnector(host, port, factory, timeout, bindAddress, self._hub)
         connector.connect()
         return connector
 
@@ -131,7 +135,7 @@ class EagerReactor:
         wantPID: bool = False,
     ) -> Any:
         """As :meth:`IReactorUNIX.listenUNIX`."""
-        listening = EagerUNIXPort(address, factory, backlog, mode, self._reactor, wantPID)
+        listening = EagerUNIXPort(address, factory, backlog, mode, self._hub, wantPID)
         listening.startListening()
         return listening
 
@@ -139,19 +143,17 @@ class EagerReactor:
         self, address: str, factory: Any, timeout: float = 30, checkPID: bool = False
     ) -> Any:
         """As :meth:`IReactorUNIX.connectUNIX`."""
-        connector = EagerUNIXConnector(address, factory, timeout, self._reactor, checkPID)
+        connector = EagerUNIXConnector(address, factory, timeout, self._hub, checkPID)
         connector.connect()
         return connector
 
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
         """As :meth:`IReactorSocket.adoptStreamPort`: a socket opened by a supervisor."""
         if addressFamily == socket.AF_UNIX:
-            listening = EagerUNIXPort._fromListeningDescriptor(
-                self._reactor, fileDescriptor, factory
-            )
+            listening = EagerUNIXPort._fromListeningDescriptor(self._hub, fileDescriptor, factory)
         else:
             listening = EagerPort._fromListeningDescriptor(
-                self._reactor, fileDescriptor, addressFamily, factory
+                self._hub, fileDescriptor, addressFamily, factory
             )
         listening.startListening()
         return listening
