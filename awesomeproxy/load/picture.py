@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from awesomeproxy.load.outcome import RequestOutcome
 from awesomeproxy.load.result import Result
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
+
+Corner = Literal["lower right", "upper right"]
 
 _ANSWERED = "#2f6db5"
 _HELD = "#e8912d"
@@ -130,7 +132,8 @@ def _draw_points(axes: Axes, result: Result) -> None:
     axes.set_ylabel("latency, from when due", color=_INK)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
     if axes.get_legend_handles_labels()[0]:
-        corner = "lower right" if result.marks else "upper right"  # marks have labels above
+        # Marks have their labels above.
+        corner: Corner = "lower right" if result.marks else "upper right"
         legend = axes.legend(loc=corner, frameon=True, framealpha=0.9, edgecolor="#dddddd")
         for handle in legend.legend_handles:
             if handle is not None:
