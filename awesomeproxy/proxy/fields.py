@@ -2,8 +2,8 @@
 
 Most fields of a message are forwarded without being looked at; a few are *special*:
 they concern the connection they came on, or the proxy writes them itself.  Which is
-which is asked for every field of every message, so names are remembered once they have
-been found ordinary, in the spelling they came in.
+which is asked for every field of every message, so names are remembered in the
+spelling they came in.
 """
 
 from __future__ import annotations
@@ -50,20 +50,21 @@ def find(fields: Iterable[Field], wanted: bytes) -> bytes | None:
     return None
 
 
-class Ordinary(set[bytes]):
-    """Names known not to be special."""
+class Kinds(dict[bytes, bytes]):
+    """What kind of field a name, as it is spelled, names: ``kinds[name]``.
+
+    The answer is the name in lower case if it is special, and empty if it is not.
+    """
 
     def __init__(self, special: frozenset[bytes]) -> None:
         super().__init__()
         self._special = special
 
-    def judge(self, name: bytes) -> bytes | None:
-        """The name in lower case if it is special; else None, and it is remembered."""
+    def __missing__(self, name: bytes) -> bytes:
         key = name.lower()
-        if key in self._special:
-            return key
+        kind = key if key in self._special else b""
         if len(name) <= LONGEST:
             if len(self) >= REMEMBERED:
                 self.clear()
-            self.add(name)
-        return None
+            self[name] = kind
+        return kind

@@ -32,7 +32,7 @@ from awesomeproxy.model import Listen
 from awesomeproxy.proxy.fields import (
     OWS,
     Field,
-    Ordinary,
+    Kinds,
     find,
     names_in,
     size_of,
@@ -45,7 +45,7 @@ SPECIAL = frozenset(
     b" proxy-connection via forwarded x-forwarded-for x-forwarded-proto x-forwarded-host"
     b" x-request-id max-forwards http2-settings".split()
 )
-ORDINARY = Ordinary(SPECIAL)
+KINDS = Kinds(SPECIAL)
 PLAIN = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))  # values of Connection
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?\Z")
@@ -190,11 +190,8 @@ class RequestParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field, of the head or of the trailers."""
-        if name in ORDINARY:
-            self._fields.append((name, value))
-            return
-        key = ORDINARY.judge(name)
-        if key is None:
+        key = KINDS[name]
+        if not key:
             self._fields.append((name, value))
         elif self._special is not None:
             if key in self._special:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from awesomeproxy.proxy.fields import OWS, Field, Ordinary, names_in, without
+from awesomeproxy.proxy.fields import OWS, Field, Kinds, names_in, without
 
 SPECIAL = frozenset(
     b"connection content-length transfer-encoding upgrade keep-alive proxy-connection te".split()
 )
-ORDINARY = Ordinary(SPECIAL)
+KINDS = Kinds(SPECIAL)
 
 
 class BadResponse(Exception):
@@ -138,11 +138,8 @@ class ResponseParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field, of the head or of the trailers."""
-        if name in ORDINARY:
-            self._fields.append((name, value))
-            return
-        key = ORDINARY.judge(name)
-        if key is None:
+        key = KINDS[name]
+        if not key:
             self._fields.append((name, value))
         elif key in self._special:
             self._special[key] += b", " + value.strip(OWS)
