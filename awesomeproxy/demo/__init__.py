@@ -1,1 +1,1 @@
-"""The demonstration: a site whose every request writes a row, moved under load."""
+"""``awesomeproxy demo``: a small site is moved to and fro under load, and every update counted."""
