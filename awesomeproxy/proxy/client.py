@@ -285,7 +285,9 @@ class ClientConnection(Protocol):
         """A deadline has passed; which one depends on what is going on."""
         self.deadline = NEVER
         exchange = self.exchange
-        if self._lingering:
+        if self._tunnel is None and self.transport.unsent:
+            self._expired_writing(now)
+        elif self._lingering:
             self.transport.abortConnection()
         elif exchange is None:
             if self.parser.in_head:
@@ -301,8 +303,6 @@ class ClientConnection(Protocol):
                 self.abort()
             elif self._paused:
                 self.deadline = now + LOOK_AGAIN
-        elif self.transport.unsent:
-            self._expired_writing(now)
         elif not exchange.request.complete:
             self._expired_body(exchange, now)
 
@@ -344,8 +344,9 @@ class ClientConnection(Protocol):
     # The end
 
     def idle_close(self) -> None:
-        """The proxy stops: close if nothing is being answered."""
-        if self.exchange is None and not self._lingering:
+        """The proxy stops: close if nothing is being answered, nor about to be."""
+        busy = self.exchange is not None or self._lingering or self.parser.in_head
+        if not busy and not waits_to_be_read(self.transport.socket):
             self._close()
 
     def _close(self) -> None:
@@ -367,6 +368,14 @@ class ClientConnection(Protocol):
             exchange.client_gone()
         self._lingering = True
         self.transport.abortConnection()
+
+
+def waits_to_be_read(sock: socket.socket) -> bool:
+    """Whether bytes have arrived on ``sock`` that nobody has read."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 class ClientFactory(Factory):

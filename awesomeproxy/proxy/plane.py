@@ -151,7 +151,7 @@ class Plane:
         self.stopping = True
         await self.listen(())
         for site in self.sites.values():
-            site.gate.close()
+            site.stop_holding()
         for client in list(self.clients):
             client.idle_close()
         self._empty = Once()

@@ -65,6 +65,11 @@ class LiveSite:
         if desired.placement.generation >= self.placement.generation:
             self._place(desired.placement)
 
+    def stop_holding(self) -> None:
+        """The proxy stops: refuse what is held; what can still pass may."""
+        if self.gate.holding or self.gate.trouble:
+            self.gate.close()
+
     def close(self) -> None:
         """The site is gone: refuse what is held, let the rest finish."""
         self.gate.close()
