@@ -56,7 +56,7 @@ class ClientConnection(Protocol):
         self._body_taken = 0  # bytes of the present request's body
         self._body_seen = 0  # the same at the last look
         self._head_timed = False
-        self._unsent_seen = 0  # what the client had not taken at the last look
+        self._taken_seen = 0  # of its answer, at the last look
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self.address}: {self.exchange!r}>"
@@ -276,8 +276,13 @@ class ClientConnection(Protocol):
     def watch_writing(self, now: float) -> None:
         """The client is slower than its response: see that it takes it at all."""
         if self.deadline == NEVER:
-            self._unsent_seen = self.transport.unsent
+            self._taken_seen = self._taken()
             self.deadline = now + self.listen.timeouts.write
+
+    def _taken(self) -> int:
+        """How much the client has taken: what counts is that it changes."""
+        sent = self.exchange.bytes_sent if self.exchange is not None else 0
+        return int(sent - self.transport.unsent)
 
     # Deadlines
 
@@ -307,11 +312,11 @@ class ClientConnection(Protocol):
             self._expired_body(exchange, now)
 
     def _expired_writing(self, now: float) -> None:
-        unsent = self.transport.unsent
-        if unsent == self._unsent_seen:
+        taken = self._taken()
+        if taken == self._taken_seen:
             self.abort()
         else:
-            self._unsent_seen = unsent
+            self._taken_seen = taken
             self.deadline = now + self.listen.timeouts.write
 
     def _expired_body(self, exchange: Exchange, now: float) -> None:
