@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-PAUSE = 5.0  # the part of the first act in which a paused site's backend is restarted
+PAUSE = 4.5  # the part of the first act in which a paused site's backend is restarted
 DOWN = 1.0  # seconds that a killed backend stays away before it is started again
-LIFE = 4.0  # of the second act: from one kill to the next
+LIFE = 3.5  # of the second act: from one kill to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Script:
     rate: float = 150.0  # requests a second
     think: tuple[float, float] = (0.005, 0.02)  # that a request takes, at least and at most
     migrations: int = 7
-    every: float = 2.0
+    every: float = 1.5
     restarts: bool = True
     kills: int = 2
 
