@@ -30,6 +30,7 @@ from awesomeproxy.proxy.sweep import NEVER
 
 if TYPE_CHECKING:
     from awesomeproxy.proxy.plane import Plane
+    from awesomeproxy.proxy.tunnel import Tunnel
 
 LINGER = 2.0  # seconds that a client may go on sending what nobody reads any more
 LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
@@ -49,7 +50,7 @@ class ClientConnection(Protocol):
         self.address = ""
         self.origin = Origin(b"unknown")
         self.deadline = NEVER
-        self._tunnel: Any = None  # the server's transport, once the protocol is switched
+        self._tunnel: Tunnel | None = None  # once the protocol is switched
         self._advancing = False
         self._lingering = False
         self._paused = False
@@ -75,15 +76,15 @@ class ClientConnection(Protocol):
         """The client has gone, or was sent away."""
         self.plane.client_left(self)
         exchange, self.exchange = self.exchange, None
-        if exchange is not None:
+        if self._tunnel is not None:
+            self._tunnel.close()
+        elif exchange is not None:
             exchange.client_gone()
 
     def dataReceived(self, data: bytes) -> None:
         """Part of a request, of a tunnel, or of what nobody reads any more."""
         if self._tunnel is not None:
-            self._tunnel.write(data)
-            if self.exchange is not None:
-                self.exchange.tunnel_moved()
+            self._tunnel.from_client(data)
             return
         if self._lingering:
             return
@@ -290,7 +291,9 @@ class ClientConnection(Protocol):
         """A deadline has passed; which one depends on what is going on."""
         self.deadline = NEVER
         exchange = self.exchange
-        if self._tunnel is None and self.transport.unsent:
+        if self._tunnel is not None and not self._lingering:
+            self._tunnel.close()
+        elif self.transport.unsent:
             self._expired_writing(now)
         elif self._lingering:
             self.transport.abortConnection()
@@ -301,8 +304,6 @@ class ClientConnection(Protocol):
                 self.answer(408, reason, None)
             else:
                 self._close()
-        elif exchange.in_tunnel:
-            exchange.close_tunnel()
         elif exchange.waiting is not None:
             if self.has_left():
                 self.abort()
@@ -334,9 +335,9 @@ class ClientConnection(Protocol):
 
     # Tunnels
 
-    def begin_tunnel(self, server: Any) -> bytes:
-        """From here on bytes go to ``server``; return those that have come already."""
-        self._tunnel = server
+    def begin_tunnel(self, tunnel: Tunnel) -> bytes:
+        """From here on bytes go to ``tunnel``; return those that have come already."""
+        self._tunnel = tunnel
         return self.parser.take_rest()
 
     def end_tunnel(self) -> None:
@@ -368,8 +369,10 @@ class ClientConnection(Protocol):
 
     def abort(self) -> None:
         """Close in a way that cannot be taken for a proper end."""
-        if self.exchange is not None:
-            exchange, self.exchange = self.exchange, None
+        exchange, self.exchange = self.exchange, None
+        if self._tunnel is not None:
+            self._tunnel.close()
+        elif exchange is not None:
             exchange.client_gone()
         self._lingering = True
         self.transport.abortConnection()

@@ -22,11 +22,9 @@ Everything else is what may come between:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
-from zope.interface import implementer
 
 from awesomeproxy.model import Outcome
 from awesomeproxy.proxy.fields import size_of
@@ -40,7 +38,7 @@ from awesomeproxy.proxy.heads import (
 from awesomeproxy.proxy.requests import IDEMPOTENT, Request
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.servers import LiveServer
-from awesomeproxy.proxy.sweep import NEVER
+from awesomeproxy.proxy.tunnel import Source, Tunnel
 from awesomeproxy.proxy.upstream import ServerConnection
 
 if TYPE_CHECKING:
@@ -65,7 +63,6 @@ class Exchange:
         "counted",
         "head_sent",
         "held",
-        "in_tunnel",
         "keep_alive",
         "replay",
         "replay_size",
@@ -93,7 +90,6 @@ class Exchange:
         self.waiting: Deferred[Outcome] | None = None
         self.counted = False  # in flight at the gate
         self.bypass = False
-        self.in_tunnel = False
         self.head_sent = False  # of the response, to the client
         self.request_sent = False
         self.chunked = False  # the response's body, to the client
@@ -386,9 +382,7 @@ class Exchange:
     def lost(self, connection: ServerConnection, clean: bool) -> None:
         """The connection to the server is gone."""
         parser = connection.parser
-        if self.in_tunnel:
-            self._end_tunnel()
-        elif self.sends and parser.close() and clean:
+        if self.sends and parser.close() and clean:
             self.arrived(connection, "the end")
         elif self.head_sent:
             self._truncate(connection)
@@ -417,8 +411,6 @@ class Exchange:
 
     def server_late(self, connection: ServerConnection, now: float) -> None:
         """No byte from the server for too long, on a connection that owes one."""
-        if self.in_tunnel:
-            return
         client = self.client
         if client is not None and (client.transport.unsent or not self.request_sent):
             # It is the client that keeps the server waiting; it has a deadline of its own.
@@ -469,8 +461,6 @@ class Exchange:
         self.status = self.status or 499
         if self.waiting is not None:
             self.waiting.cancel()
-        elif self.in_tunnel:
-            self._end_tunnel()
         elif connection is None:
             return
         elif self.head_sent or not self.request_sent:
@@ -487,49 +477,41 @@ class Exchange:
         if client is not None:
             client.abort()
 
+    def break_off(self, connection: ServerConnection) -> None:
+        """Its site is held and waits no longer: what can be sent again waits, the rest ends."""
+        if self.client is None:
+            self.cut(connection)
+        elif self.head_sent:
+            self._truncate(connection)
+        elif self.bypass or connection.heard or (self.sends and not self._may_send_again()):
+            connection.abort()
+            self._failed(502, "The site is paused, and the answer had not come in time.")
+        else:
+            self.site.retried += bool(self.sends)
+            self.connection = None
+            self.request_sent = False
+            connection.abort()
+            self.counted = False
+            self.site.gate.leave()
+            self._wait(self.started)
+
     # Upgrades
 
     def _switch(self, connection: ServerConnection, response: Response) -> None:
-        """Both sides speak another protocol from here on: pass on bytes."""
-        client = self.client
-        assert client is not None
+        """Both sides speak another protocol from here on."""
+        assert self.client is not None
         self.head_sent = True
         self.status = 101
-        self.in_tunnel = True
         fields = b"Connection: Upgrade\r\nUpgrade: %b" % response.upgrade
         head = response_head(response, chunked=False, length=-1, connection=fields, held=self.held)
-        rest, connection.parser.rest = connection.parser.rest, b""
-        client.transport.write(head + rest)
-        connection.tunnel = client.transport
-        connection.deadline = NEVER
-        early = client.begin_tunnel(connection.transport)
-        client.transport.registerProducer(Source(connection.transport), True)
-        connection.transport.registerProducer(Source(client.transport), True)
-        if early:
-            connection.transport.write(early)
-        self.tunnel_moved()
-        self.site.tunnels.add(self)
+        Tunnel(self, self.client, connection).open(head)
         if self.counted:
             self.counted = False
             self.site.gate.leave()
 
-    def tunnel_moved(self) -> None:
-        """Bytes have passed through the tunnel, in either direction."""
-        if self.client is not None:
-            self.client.deadline = self.site.plane.seconds() + self.site.site.timeouts.tunnel
-
-    def close_tunnel(self) -> None:
-        """Close both sides, once what is under way has been sent."""
-        self._end_tunnel()
-
-    def _end_tunnel(self) -> None:
-        client, connection = self.client, self.connection
+    def tunnel_closed(self) -> None:
+        """What the upgrade has led to is over."""
         self.client = self.connection = None
-        self.site.tunnels.discard(self)
-        if connection is not None:
-            connection.close()
-        if client is not None:
-            client.end_tunnel()
         self._end()
 
     # The end
@@ -543,25 +525,3 @@ class Exchange:
         else:
             site.check_drained()
         site.plane.log(self, now or site.plane.seconds())
-
-
-@implementer(IPushProducer)
-class Source:
-    """The transport that bytes come from, to be stopped while they cannot be passed on."""
-
-    __slots__ = ("_transport",)
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-
-    def pauseProducing(self) -> None:
-        """Read no more for now."""
-        self._transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        """Read on."""
-        if self._transport.connected:
-            self._transport.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """The other side is gone; who owns this one will hear of it by itself."""

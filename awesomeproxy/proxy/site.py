@@ -17,8 +17,8 @@ from awesomeproxy.proxy.servers import LiveBackend
 
 if TYPE_CHECKING:
     from awesomeproxy.proxy.client import ClientConnection
-    from awesomeproxy.proxy.exchange import Exchange
     from awesomeproxy.proxy.plane import Plane
+    from awesomeproxy.proxy.tunnel import Tunnel
     from awesomeproxy.proxy.upstream import ServerConnection
 
 
@@ -34,11 +34,12 @@ class LiveSite:
         self.backends: dict[str, LiveBackend] = {}
         self.backend: LiveBackend | None = None  # where it is placed
         self.connections: set[ServerConnection] = set()
-        self.tunnels: set[Exchange] = set()
+        self.tunnels: set[Tunnel] = set()
         self.requests = 0
         self.retried = 0
         self.ambiguous = 0
         self.failed = 0
+        self.closed = 0  # requests and tunnels cut since the last hold began
         self._checks: dict[str, list[Checks]] = {}
         self._probe: Probe | None = None
         self._cut_tunnels: IDelayedCall | None = None
@@ -124,10 +125,18 @@ class LiveSite:
 
     def _hold(self) -> None:
         if not self.gate.holding:
+            self.closed = 0
+            self._was_drained = False
             self.gate.hold()
             self._time_tunnels()
+        elif self.gate.refusing:
+            self.gate.hold()
+        if self._probe is not None:
+            self._probe.interrupt()
         if self.backend is not None:
             self.backend.close_idle()
+            for check in self._checks.get(self.backend.config.name, ()):
+                check.interrupt()
 
     def _watch_expiry(self) -> None:
         """A hold that outlives its deadline refuses from then on; even with no daemon there."""
@@ -137,14 +146,19 @@ class LiveSite:
         placement = self.placement
         expires = placement.expires
         if placement.mode is Mode.HOLDING and expires is not None and placement.then == "refuse":
-            self._expiry = self.plane.reactor.callLater(
-                max(0.0, expires - time.time()), self._expired
-            )
+            left = expires - time.time()
+            if left > 0:
+                self._expiry = self.plane.reactor.callLater(left, self._expired)
+            else:
+                self._refuse()
 
     def _expired(self) -> None:
         self._expiry = None
-        self.gate.refuse("the pause has outlived its deadline; resume or pause the site again")
+        self._refuse()
         self.plane.changed(self.site.name)
+
+    def _refuse(self) -> None:
+        self.gate.refuse("the pause has outlived its deadline; resume or pause the site again")
 
     def _time_tunnels(self) -> None:
         if self.tunnels and self._cut_tunnels is None:
@@ -156,7 +170,6 @@ class LiveSite:
         if self._cut_tunnels is not None:
             self._cut_tunnels.cancel()
             self._cut_tunnels = None
-        self._was_drained = False
         if self.gate.holding:
             # What was unreachable before the hold may not be any more.
             self._stop_probe()
@@ -169,8 +182,9 @@ class LiveSite:
             self._cut_tunnels.cancel()
         self._cut_tunnels = None
         tunnels = list(self.tunnels)
+        self.closed += len(tunnels)
         for tunnel in tunnels:
-            tunnel.close_tunnel()
+            tunnel.close()
         return len(tunnels)
 
     def cut(self) -> int:
@@ -179,9 +193,9 @@ class LiveSite:
         for connection in list(self.connections):
             exchange = connection.exchange
             if exchange is not None:
-                exchange.cut(connection)
-                self.failed += 1
+                self.closed += 1
                 count += 1
+                exchange.break_off(connection)
             else:
                 connection.abort()
         return count
@@ -226,6 +240,7 @@ class LiveSite:
             held_bytes=gate.waiting_bytes,
             tunnels=len(self.tunnels),
             connections=len(self.connections),
+            closed=self.closed,
             longest_wait=gate.longest_wait,
             counters=self.counters(),
             servers={
@@ -259,6 +274,7 @@ class LiveSite:
         if bypass.header:
             given = request.field(bypass.header.lower().encode())
             if given is not None and hmac.compare_digest(given, bypass.secret.encode()):
+                self._was_drained = False  # it is not, from here on
                 return True
         if not bypass.networks:
             return False
@@ -266,7 +282,10 @@ class LiveSite:
             address = ip_address(client.address)
         except ValueError:
             return False
-        return any(address in network for network in bypass.networks)
+        if any(address in network for network in bypass.networks):
+            self._was_drained = False
+            return True
+        return False
 
     def why_unreachable(self) -> str:
         """Why there is no server to send a request to."""
@@ -278,7 +297,11 @@ class LiveSite:
     def why_held(self, how: str) -> str:
         """For an answer: what the request had to wait for."""
         gate = self.gate
-        if gate.holding:
+        if self.backend is None:
+            what = "The site's servers are not known"
+        elif gate.refusing:
+            what = "The site takes no requests for now"
+        elif gate.holding:
             what = "The site is paused"
         elif gate.trouble:
             what = "The site's server cannot be reached"

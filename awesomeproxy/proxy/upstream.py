@@ -23,6 +23,7 @@ from awesomeproxy.proxy.sweep import NEVER
 if TYPE_CHECKING:
     from awesomeproxy.proxy.exchange import Exchange
     from awesomeproxy.proxy.site import LiveSite
+    from awesomeproxy.proxy.tunnel import Tunnel
 
 
 class ServerConnection(Protocol):
@@ -35,7 +36,7 @@ class ServerConnection(Protocol):
         self.server = server
         self.exchange: Exchange | None = exchange
         self.parser = ResponseParser()
-        self.tunnel: Any = None  # the client's transport, once the protocol has been switched
+        self.tunnel: Tunnel | None = None  # once the protocol has been switched
         self.heard = False  # a byte has come for the present exchange
         self.reused = False
         self.deadline = NEVER
@@ -93,9 +94,7 @@ class ServerConnection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Part of a response, of a tunnel, or of what nobody asked for."""
         if self.tunnel is not None:
-            self.tunnel.write(data)
-            if self.exchange is not None:
-                self.exchange.tunnel_moved()
+            self.tunnel.from_server(data)
             return
         fault = ""
         try:
@@ -115,7 +114,9 @@ class ServerConnection(Protocol):
         if self in self.server.idle:
             self.server.idle.remove(self)
         exchange, self.exchange = self.exchange, None
-        if exchange is not None:
+        if self.tunnel is not None:
+            self.tunnel.close()
+        elif exchange is not None:
             exchange.lost(self, clean=reason.type is ConnectionDone)
 
     def _gone(self) -> None:
