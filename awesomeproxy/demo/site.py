@@ -63,6 +63,10 @@ class Update(Resource):
             request.setHeader(b"content-type", b"text/plain")
             request.write(b"update %d by %b\n" % (n, self._name.encode()))
             request.finish()
+        # The answer is sent when the reactor next polls; only then is the work done.
+        reactor.callLater(0, self._done)
+
+    def _done(self) -> None:
         self._busy -= 1
         if not self._busy and self._idle is not None:
             self._idle.callback(None)
