@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import LoggedFailures
-from pytest_twisted import blockon, ensureDeferred
+from pytest_twisted import blockon, ensureDeferred  # type: ignore[import-untyped]
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from zope.interface.verify import verifyObject
