@@ -16,9 +16,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from awesomeproxy.model import Listen
 from awesomeproxy.proxy.answers import answer
@@ -37,8 +38,9 @@ LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
 TCP_ESTABLISHED = 1
 
 
+@implementer(IPushProducer)
 class ClientConnection(Protocol):
-    """One connection of a client."""
+    """One connection of a client.  To a server's transport it is what produces the body."""
 
     transport: Any
 
@@ -53,9 +55,9 @@ class ClientConnection(Protocol):
         self._tunnel: Tunnel | None = None  # once the protocol is switched
         self._advancing = False
         self._lingering = False
-        self._paused = False
-        self._body_taken = 0  # bytes of the present request's body
-        self._body_seen = 0  # the same at the last look
+        self._paused = False  # nothing more is wanted for now
+        self._full = False  # the server is slower than the client
+        self._body_seen = 0  # of the present request's body, at the last look
         self._head_timed = False
         self._taken_seen = 0  # of its answer, at the last look
 
@@ -96,7 +98,7 @@ class ClientConnection(Protocol):
         else:
             if exchange.request.chunks or not exchange.request_sent:
                 self._body_arrived(exchange)
-            if parser.ready or parser.refusal is not None:
+            if parser.more and self.exchange is exchange:
                 self._pause()
 
     # One request after the other
@@ -119,12 +121,10 @@ class ClientConnection(Protocol):
             return
         if self._paused:
             self._resume()
-        timeouts = self.listen.timeouts
-        if not self.parser.in_head:
-            self.deadline = self.plane.seconds() + timeouts.idle
-        elif not self._head_timed:
+        # What is no request, such as an empty line, wins no time.
+        if self.parser.in_head and not self._head_timed:
             self._head_timed = True
-            self.deadline = self.plane.seconds() + timeouts.head
+            self.deadline = self.plane.seconds() + self.listen.timeouts.head
 
     def _begin(self, request: Request) -> None:
         plane = self.plane
@@ -143,20 +143,17 @@ class ClientConnection(Protocol):
             self.answer(404, f"No site is known here by the name {name}.", request)
             return
         if (
-            request.length > site.site.max_body > 0
-            or request.via is not None
-            or request.max_forwards is not None
+            site.site.max_body or request.via is not None or request.max_forwards is not None
         ) and self._turned_away(request, site.site.max_body):
             return
         site.requests += 1
         exchange = self.exchange = Exchange(self, request, site, started)
-        self._body_taken = 0
         if not request.complete:
             self._watch_body(started)
         exchange.begin()
 
     def _turned_away(self, request: Request, max_body: int) -> bool:
-        if request.length > max_body > 0:
+        if max(request.length, request.received) > max_body > 0:
             self.answer(413, f"The request's body is longer than {max_body} bytes.", request)
             return True
         if request.via is not None and self.plane.via_token in request.via:
@@ -181,38 +178,34 @@ class ClientConnection(Protocol):
 
     def _body_arrived(self, exchange: Exchange) -> None:
         request = exchange.request
-        size = sum(map(len, request.chunks))
-        self._body_taken += size
         limit = exchange.site.site.max_body
-        if limit and self._body_taken > limit:
+        refusal = self.parser.refusal
+        if request.received > limit > 0:
             exchange.refuse(413, f"The request's body is longer than {limit} bytes.")
-            return
-        if request.complete and exchange.waiting is None:
-            self.deadline = NEVER
-        if exchange.waiting is None:
+        elif refusal is not None and not request.complete:
+            exchange.refuse(refusal.status, refusal.reason)
+        elif exchange.waiting is None:
+            if request.complete:
+                self.deadline = NEVER
             exchange.body_arrived()
 
     def finished(self, exchange: Exchange, now: float) -> None:
         """The response has been sent."""
         self.exchange = None
-        transport = self.transport
-        if transport.producer is not None:
-            transport.unregisterProducer()
         request = exchange.request
         if not request.complete:
             self._linger()
         elif not exchange.keep_alive:
             self._close()
         else:
+            self.deadline = now + self.listen.timeouts.idle
+            parser = self.parser
             if request.upgrade:
-                self.parser.resume()
-            if self.parser.ready or self.parser.refusal is not None or self._paused:
+                parser.resume()
+            if parser.in_head or self._paused or parser.more:
                 self._advance()
-            elif self.parser.in_head:
-                self._head_timed = True
-                self.deadline = now + self.listen.timeouts.head
-            else:
-                self.deadline = now + self.listen.timeouts.idle
+            elif self.plane.stopping:
+                self.idle_close()
 
     def answer(self, status: int, reason: str, request: Request | None) -> None:
         """Answer a request ourselves; the connection goes on if it can."""
@@ -234,32 +227,54 @@ class ClientConnection(Protocol):
         if not goes_on:
             self._linger()
             return
+        self.deadline = self.plane.seconds() + self.listen.timeouts.idle
         if request is not None and request.upgrade:
             self.parser.resume()
         self._advance()
 
     # Reading, or not
 
-    def hold_body(self, held: bool) -> None:
-        """The request is held: leave the rest of its body in the kernel; or read on."""
-        if held:
-            self._pause()
+    def hold_body(self) -> None:
+        """The request cannot be sent yet: leave the rest of its body in the kernel."""
+        self._pause()
+
+    def take_body(self) -> None:
+        """It can be sent: read on."""
+        self._full = False
+        self._resume()
+        self._watch_body(self.plane.seconds())
+
+    def watch_leaving(self) -> None:
+        """The request is held: see whether the client stays, even if it is not read from."""
+        if self._paused:
             self.deadline = self.plane.seconds() + LOOK_AGAIN
-        elif self.exchange is not None and not self.exchange.request.complete:
-            self._resume()
-            self._watch_body(self.plane.seconds())
+
+    def pauseProducing(self) -> None:
+        """The server takes the body more slowly than it comes."""
+        self._full = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """The server has taken what there was, or wants no more."""
+        self._full = False
+        if not self._paused and self.transport.connected:
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The server is gone: the exchange hears of it by itself."""
 
     def _pause(self) -> None:
         if not self._paused:
             self._paused = True
             self.transport.pauseProducing()
             if self.exchange is not None and self.exchange.waiting is not None:
-                self.deadline = self.plane.seconds() + LOOK_AGAIN
+                self.watch_leaving()
 
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
-            self.transport.resumeProducing()
+            if not self._full:
+                self.transport.resumeProducing()
 
     def has_left(self) -> bool:
         """Whether the client has closed its side, though we have not read that far."""
@@ -271,7 +286,8 @@ class ClientConnection(Protocol):
         return bool(struct.unpack("B", info)[0] != TCP_ESTABLISHED)
 
     def _watch_body(self, now: float) -> None:
-        self._body_seen = self._body_taken
+        assert self.exchange is not None
+        self._body_seen = self.exchange.request.received
         self.deadline = now + self.listen.timeouts.body
 
     def watch_writing(self, now: float) -> None:
@@ -322,9 +338,11 @@ class ClientConnection(Protocol):
 
     def _expired_body(self, exchange: Exchange, now: float) -> None:
         timeouts = self.listen.timeouts
-        came = self._body_taken - self._body_seen
-        paused = exchange.connection is not None and exchange.connection.transport.unsent
-        if came >= self.listen.body_rate * timeouts.body or paused:
+        request = exchange.request
+        came = request.received - self._body_seen
+        # Nobody is late who is not read from, or has been told to wait.
+        waits = self._paused or self._full or request.awaits_continue
+        if waits or came >= self.listen.body_rate * timeouts.body:
             self._watch_body(now)
             return
         reason = f"The request's body came slower than {self.listen.body_rate} bytes a second."
@@ -338,6 +356,7 @@ class ClientConnection(Protocol):
     def begin_tunnel(self, tunnel: Tunnel) -> bytes:
         """From here on bytes go to ``tunnel``; return those that have come already."""
         self._tunnel = tunnel
+        self._resume()
         return self.parser.take_rest()
 
     def end_tunnel(self) -> None:
@@ -364,7 +383,8 @@ class ClientConnection(Protocol):
         """Close so that the answer arrives: a client that still sends would reset it."""
         self._lingering = True
         self.deadline = self.plane.seconds() + LINGER
-        self._resume()
+        self._paused = False
+        self.resumeProducing()
         self.transport.loseWriteConnection()
 
     def abort(self) -> None:

@@ -123,13 +123,17 @@ class Exchange:
     def _wait(self, since: float | None) -> None:
         request = self.request
         if self.client is not None:
-            self.client.hold_body(not request.complete)
+            if not request.complete:
+                self.client.hold_body()
+            self.client.watch_leaving()
         size = HELD_OVERHEAD + size_of(request.fields) + sum(map(len, request.chunks))
         began = self.site.plane.seconds()
         self.waiting = self.site.gate.wait(size, since)
         self.waiting.addCallback(self._waited, began)
 
     def _waited(self, outcome: Outcome, began: float) -> None:
+        if self.waiting is None:
+            return  # answered while it was held
         self.waiting = None
         now = self.site.plane.seconds()
         self.held += now - began
@@ -144,7 +148,6 @@ class Exchange:
                 if client is not None:
                     client.abort()
                 return
-            client.hold_body(False)
             self._forward(now)
         elif outcome is Outcome.GONE:
             self.status = 499
@@ -170,6 +173,8 @@ class Exchange:
             elif site.site.reuse_unsafe:
                 connection = server.take_proved(now, now - site.site.reuse_unsafe)
         if connection is None:
+            if not self.request.complete and self.client is not None:
+                self.client.hold_body()
             connection = self.connection = ServerConnection(site, server, self)
             connection.connect(site.site.timeouts.connect)
         else:
@@ -234,7 +239,8 @@ class Exchange:
             self.replay_size = 0
         connection.transport.write(lines + self._take_body())
         if not request.complete:
-            connection.transport.registerProducer(Source(self.client.transport), True)
+            connection.transport.registerProducer(self.client, True)
+            self.client.take_body()
 
     def _take_body(self) -> bytes:
         """What has arrived of the body, framed for the server."""
@@ -266,8 +272,9 @@ class Exchange:
         body = self._take_body()
         connection.deadline = self.site.plane.seconds() + self.site.site.timeouts.response
         connection.transport.write(body)
-        if self.request.complete:
+        if self.request.complete and self.client is not None:
             connection.transport.unregisterProducer()
+            self.client.resumeProducing()
 
     # The way back
 
@@ -348,6 +355,8 @@ class Exchange:
 
     def _relay_interim(self, interim: list[Response]) -> None:
         for response in interim:
+            if response.status == 100:
+                self.request.expects_continue = False
             if self.client is not None and self.request.version == b"1.1":
                 self.client.transport.write(interim_head(response))
         interim.clear()
@@ -368,11 +377,14 @@ class Exchange:
         now = self.site.plane.seconds()
         self.connection = None
         connection.server.worked()
+        client = self.client
+        if client is not None and client.transport.producer is not None:
+            client.transport.unregisterProducer()
+            connection.transport.resumeProducing()
         if spoilt or not response.keep_alive or not self.request_sent:
             connection.abort()
         else:
             connection.idle(now)
-        client = self.client
         self._end(now)
         if client is not None:
             client.finished(self, now)
@@ -445,11 +457,17 @@ class Exchange:
 
     def refuse(self, status: int, reason: str) -> None:
         """Answer the request ourselves, and be done with it."""
+        connection, self.connection = self.connection, None
+        if self.head_sent and connection is not None:
+            self.cut(connection)
+            return
         self.status = status
         client = self.client
-        if self.connection is not None:
-            self.connection.abort()
-            self.connection = None
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.cancel()
+        if connection is not None:
+            connection.abort()
         self._end()
         if client is not None:
             client.answer(status, reason, self.request)

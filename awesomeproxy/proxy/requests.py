@@ -81,6 +81,7 @@ class Request:
     forwarded_host: bytes | None = None
     request_id = b""  # X-Request-Id: from a trusted proxy, or made for it
     via: bytes | None = None
+    received = 0  # bytes of the body that have arrived
     complete = False  # the whole body has arrived
 
     def __init__(self) -> None:
@@ -100,6 +101,11 @@ class Request:
     def idempotent(self) -> bool:
         """Whether sending it twice is as good as once (RFC 9110, section 9.2.2)."""
         return self.method in IDEMPOTENT
+
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client keeps the body back until it is told to go on."""
+        return self.expects_continue and not self.received
 
     def field(self, name: bytes) -> bytes | None:
         """The value of the first end-to-end field of that (lower-case) name."""
@@ -129,6 +135,11 @@ class RequestParser:
         """Whether a head has begun to arrive and is incomplete."""
         return self._in_head
 
+    @property
+    def more(self) -> bool:
+        """Whether something has arrived behind the request that is being answered."""
+        return bool(self.ready or self._rest or self.refusal is not None)
+
     def feed(self, data: bytes) -> None:
         """Take what has arrived."""
         if self.refusal is not None:
@@ -150,6 +161,8 @@ class RequestParser:
         except HttpParserError as error:
             if self.refusal is None:
                 self.refusal = self._diagnose(error, data)
+            if self.ready and not self.ready[-1].complete:
+                self.ready.pop()  # the fault is in its body
             return
         request = self._request
         if self._in_head:
@@ -158,7 +171,7 @@ class RequestParser:
                 self._too_long()
         elif not request.complete and request.length > 0 and self.refusal is None:
             # Nothing in a long body needs parsing: counting will do, and spares copying it.
-            self._raw_left = request.length - sum(map(len, request.chunks))
+            self._raw_left = request.length - request.received
             self._parser = HttpRequestParser(self)
 
     def take_rest(self) -> bytes:
@@ -230,7 +243,9 @@ class RequestParser:
 
     def on_body(self, data: bytes) -> None:
         """Part of the body."""
-        self._request.chunks.append(data)
+        request = self._request
+        request.chunks.append(data)
+        request.received += len(data)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
@@ -359,9 +374,11 @@ class RequestParser:
         if len(data) < left:
             self._raw_left = left - len(data)
             request.chunks.append(data)
+            request.received += len(data)
             return b""
         self._raw_left = 0
         request.chunks.append(data[:left])
+        request.received += left
         request.complete = True
         return data[left:]
 
