@@ -208,6 +208,7 @@ class Observed:
     held_bytes: int = 0
     tunnels: int = 0
     connections: int = 0  # open to servers of the site, idle ones included
+    closed: int = 0  # requests and tunnels that were cut, since the last hold began
     longest_wait: float = 0.0  # of the last hold: the longest a released request waited
     counters: Counters = Counters()
     servers: Mapping[str, Mapping[str, str]] = field(
@@ -248,6 +249,7 @@ class Receipt:
     drained_in: float
     workers: tuple[Report, ...]
     closed: int = 0  # requests and tunnels cut by --force or at the tunnels' deadline
+    ambiguous: int = 0  # of the requests cut: those that may have been carried out
 
     def as_json(self) -> dict[str, Any]:
         """The receipt as plain JSON values."""

@@ -43,9 +43,12 @@ class _Check(Protocol):
         self._result: Deferred[None] | None = result
         self._parser = ResponseParser()
         self._parser.expect(False)
+        self.connector: Any = None
 
     def connectionMade(self) -> None:
-        if self._request:
+        if self._result is None:
+            self.transport.abortConnection()  # nobody wants to know any more
+        elif self._request:
             self.transport.write(self._request)
         else:
             self.end(None)
@@ -73,6 +76,8 @@ class _Check(Protocol):
             return
         if self.transport is not None:
             self.transport.abortConnection()
+        elif self.connector is not None and self.connector.state == "connecting":
+            self.connector.stopConnecting()
         if unwell is None:
             result.callback(None)
         else:
@@ -113,10 +118,10 @@ def check(
     protocol = _Check(request, status, result)
     factory = _Dial(protocol)
     if server.scheme == "unix":
-        reactor.connectUNIX(server.path, factory, timeout=timeout)
+        protocol.connector = reactor.connectUNIX(server.path, factory, timeout=timeout)
     else:
         # A name is resolved by the reactor, as it is for the requests themselves.
-        reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
+        protocol.connector = reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
     late = reactor.callLater(
         timeout, protocol.end, Unwell(f"it did not answer within {timeout:g} s")
     )
@@ -141,6 +146,13 @@ class Checks:
         self._next: IDelayedCall | None = None
         self._stopped = False
         self._schedule(health.interval / 10)
+
+    def interrupt(self) -> None:
+        """Let go of the check that is running, which proves nothing then."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            self._schedule(self._health.interval)
 
     def stop(self) -> None:
         """Check no more."""
@@ -170,9 +182,9 @@ class Checks:
         self._running.addCallbacks(lambda _: self._judge(""), lambda f: self._judge(str(f.value)))
 
     def _judge(self, why: str) -> None:
-        self._running = None
-        if self._stopped:
+        if self._running is None or self._stopped:
             return
+        self._running = None
         server = self._server
         self._streak = 0 if bool(why) != server.healthy else self._streak + 1
         if why and server.healthy and self._streak >= self._health.fall:
@@ -198,6 +210,10 @@ class Probe:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Let go of the knocks that are under way."""
         running, self._running = self._running, []
         for deferred in running:
             deferred.cancel()

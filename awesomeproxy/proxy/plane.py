@@ -75,7 +75,9 @@ class Plane:
     # Desired and observed
 
     def apply(self, desired: Desired) -> None:
-        """Converge to what one site should be."""
+        """Converge to what one site should be; once it stops, the next worker will."""
+        if self.stopping:
+            return
         name = desired.site.name
         live = self.sites.get(name)
         if live is None:
@@ -165,9 +167,8 @@ class Plane:
         self._empty = gone
         for client in list(self.clients):
             client.abort()
-        for name in list(self.sites):
-            live = self.sites[name]
-            self.remove(name)
+        for live in self.sites.values():
+            live.close()
             live.cut()
         if not self.clients:
             gone.fire()
