@@ -9,30 +9,24 @@ that is not written down, and whoever loses a race is told who has won it.
 from __future__ import annotations
 
 import os
+import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from awesomeproxy import config
+from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.engine import Migration, recover
-from awesomeproxy.model import (
-    Desired,
-    Mode,
-    Observed,
-    Outcome,
-    Placement,
-    Receipt,
-    Report,
-    Settings,
-    Site,
-)
+from awesomeproxy.model import Desired, Ledger, Observed, Outcome, Placement, Settings, Site
+from awesomeproxy.pausing import Pauses
 from awesomeproxy.proxy.health import Unwell, check
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import IRegistry
@@ -41,19 +35,7 @@ from awesomeproxy.registry.local import LocalRegistry
 log = Logger()
 
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
-CUT_GRACE = 2.0  # seconds that cut connections may take to be gone
-
-
-class NotDrained(Exception):
-    """What was in flight has not finished in time."""
-
-
-class Overtaken(Exception):
-    """Somebody else has changed the placement: ``winner``."""
-
-    def __init__(self, winner: Placement) -> None:
-        self.winner = winner
-        super().__init__(f"{winner.site}: changed meanwhile by {winner.by!r}")
+FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
 
 
 class Node:
@@ -78,9 +60,10 @@ class Node:
         self._on_change: Happenings[str] = Happenings(reactor)
         self._watchers: dict[object, Callable[[dict[str, Any]], None]] = {}
         self._states: dict[str, str] = {}
-        self._expiries: dict[str, IDelayedCall] = {}
         self._control: IListeningPort | None = None
-        self._stopping = False
+        self._definitions = DeferredLock()
+        self.pauses = Pauses(self, settings.name)
+        self.stopping = False
 
     def __repr__(self) -> str:
         return f"<Node {self.settings.name}: {len(self.sites)} sites>"
@@ -91,9 +74,13 @@ class Node:
         """Take up where the registry says things were left, then serve.
 
         :param listen_control: opens the control socket at a path.
-        :raise RegistryError, OSError, CannotListenError, ControlSocketError: it cannot
-            be started; the message says why.
+        :raise RegistryError, OSError, CannotListenError, ControlSocketError, ConfigError:
+            it cannot be started; the message says why.
         """
+        async with self.changing():
+            await self._start(listen_control)
+
+    async def _start(self, listen_control: Callable[[str], Deferred[IListeningPort]]) -> None:
         settings = self.settings
         self.registry = await LocalRegistry.open(
             self.reactor, Path(settings.state_dir) / "registry.sqlite"
@@ -108,17 +95,22 @@ class Node:
             )
         self.added = await self.registry.definitions()
         self.placements = await self.registry.placements()
+        sites = compose(settings, self.added)
+        for problem in misplaced(sites.values(), self.placements).values():
+            # One site that nobody can reach is no reason to serve none.
+            log.error("{problem}; its requests are held", problem=problem)
         self.plane = Plane(
             self.reactor,
             name=settings.name,
             access_log=settings.access_log,
-            max_connections=self._affordable(settings.max_connections),
+            max_connections=affordable(settings.max_connections),
             max_held=settings.max_held,
             max_held_bytes=settings.max_held_bytes,
             on_change=self._changed,
         )
-        for site in self.compose(settings, self.added).values():
-            await self.define(site)
+        await self.place(sites.values())
+        for site in sites.values():
+            self.define(site)
         self._control = await listen_control(settings.control)
         await self.plane.listen(settings.listen)
         log.info(
@@ -129,93 +121,60 @@ class Node:
         )
 
     async def stop(self) -> None:
-        """Stop accepting, finish what is in flight within ``drain_time``, let go of all."""
-        self._stopping = True
+        """Stop accepting, finish what is in flight within ``drain_time``, let go of all.
+
+        A pause or migration that is under way is undone; a resume works to the end.
+        """
+        self.stopping = True
+        async with self.changing():  # a start or a reload has come to its end
+            if hasattr(self, "plane"):
+                await self.plane.listen(())
+        await self.pauses.call_off("the daemon is stopping")
         for migration in list(self.migrations.values()):
             migration.stop("the daemon is stopping")
             await migration.ended.wait()
         if hasattr(self, "plane"):
             await self.plane.stop(self.settings.drain_time)
         self._on_change.fire_all(Outcome.REFUSED)
-        for call in self._expiries.values():
-            call.cancel()
-        self._expiries.clear()
+        self.pauses.forget_expiries()
         if self._control is not None:
             await maybeDeferred(self._control.stopListening)
         if hasattr(self, "registry"):
             await self.registry.close()
 
-    def _affordable(self, wanted: int) -> int:
-        """How many clients the limit of open files leaves room for."""
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        # A fifth is for connections to servers and for everything else.
-        room = (hard - 64) * 4 // 5
-        if wanted > room:
-            log.warn(
-                "max_connections is {wanted}, but the limit of open files ({hard}) leaves room"
-                " for {room}; raise LimitNOFILE (systemd) or ulimit -n",
-                wanted=wanted,
-                hard=hard,
-                room=room,
-            )
-        return min(wanted, room)
-
     # Definitions
 
-    def compose(self, settings: Settings, added: Mapping[str, dict[str, Any]]) -> dict[str, Site]:
-        """All sites: the file's, those added by command, and the file's with added backends.
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """Change which sites there are, one after the other."""
+        await self._definitions.acquire()
+        try:
+            yield
+        finally:
+            self._definitions.release()
 
-        :raise ConfigError: they do not go together.
+    async def place(self, sites: Iterable[Site]) -> None:
+        """Place those of ``sites`` that are new where their definitions say.
+
+        :raise RegistryError: it cannot be recorded.
         """
-        sites = dict(settings.sites)
-        source = "added by command"
-        for name, table in added.items():
-            if "hosts" in table:
-                if name not in settings.sites:
-                    sites[name] = config.site_from_table(name, table, source)
-            elif name in sites:
-                backends = {
-                    backend: config.backend_from_table(backend, entry, source)
-                    for backend, entry in table["backends"].items()
-                }
-                site = sites[name]
-                sites[name] = replace(site, backends={**backends, **site.backends})
-        problems = []
-        for name, site in sites.items():
-            placement = self.placements.get(name)
-            if placement is not None and placement.backend not in site.backends:
-                problems.append(
-                    f"sites.{name}.backends: {placement.backend!r} is missing, and the site is"
-                    f" placed there; migrate it to another backend first"
-                )
-        for name in added:
-            if name in sites and name not in settings.sites:
-                others = [other for other in sites.values() if other.name != name]
-                problems.extend(config.overlaps(sites[name], others))
-        if problems:
-            raise config.ConfigError(problems)
-        return sites
+        for site in sites:
+            if site.name not in self.placements:
+                first = Placement(site.name, site.backend)
+                self.placements[site.name] = await self.registry.place(first, 0)
 
-    async def define(self, site: Site) -> None:
-        """Take over a definition, new or changed; a new site is placed where it says."""
+    def define(self, site: Site) -> None:
+        """Take over the definition, new or changed, of a site that has been placed."""
         self.sites[site.name] = site
-        placement = self.placements.get(site.name)
-        if placement is None:
-            placement = await self.registry.place(Placement(site.name, site.backend), 0)
-        self.adopt(placement)
+        self.adopt(self.placements[site.name])
 
     def undefine(self, name: str) -> None:
         """A site is served no more; where it is placed stays known."""
         self.sites.pop(name, None)
         self.plane.remove(name)
         self._states.pop(name, None)
-        call = self._expiries.pop(name, None)
-        if call is not None:
-            call.cancel()
+        self.pauses.forget_expiry(name)
+        self.tell_changed(name)
         self.emit(event="removed", site=name)
 
     async def reload(self) -> dict[str, list[str]]:
@@ -223,17 +182,33 @@ class Node:
 
         :return: the names of sites ``added``, ``changed`` and ``removed``, and under
             ``restart`` the keys that have changed and need one.
-        :raise ConfigError, OSError, CannotListenError: it cannot be; nothing has changed.
+        :raise ConfigError, RegistryError, OSError, CannotListenError: it cannot be; nothing
+            has changed.
         """
-        settings = config.load(self.path)
-        sites = self.compose(settings, self.added)
-        busy = [name for name in self.migrations if sites.get(name) != self.sites.get(name)]
-        if busy:
-            raise config.ConfigError(
-                f"sites.{name}: it is being migrated; reload when that is done" for name in busy
-            )
-        await self.plane.listen(settings.listen)
-        self.plane.access_log.reopen()
+        async with self.changing():
+            settings = config.load(self.path)
+            sites = compose(settings, self.added)
+            self._check(sites)
+            # What may fail comes first; all the rest happens in one turn.
+            await self.place(sites.values())
+            self.plane.access_log.reopen()
+            await self.plane.listen(settings.listen)
+            return self._take_over(settings, sites)
+
+    def _check(self, sites: Mapping[str, Site]) -> None:
+        """Whether there may be these sites instead of the present ones."""
+        unserved = misplaced(self.sites.values(), self.placements)
+        wrong = misplaced(sites.values(), self.placements)
+        problems = [problem for name, problem in wrong.items() if name not in unserved]
+        problems += [
+            f"sites.{name}: it is being migrated to {migration.target}; reload when that is done"
+            for name, migration in self.migrations.items()
+            if sites.get(name) != self.sites.get(name)
+        ]
+        if problems:
+            raise config.ConfigError(problems)
+
+    def _take_over(self, settings: Settings, sites: Mapping[str, Site]) -> dict[str, list[str]]:
         result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
         for name in [name for name in self.sites if name not in sites]:
             self.undefine(name)
@@ -245,13 +220,11 @@ class Node:
                 result["changed"].append(name)
             else:
                 continue
-            await self.define(site)
-        fixed = ("name", "state_dir", "control", "access_log")
-        result["restart"] = [
-            f"node.{key}" for key in fixed if getattr(settings, key) != getattr(self.settings, key)
-        ]
-        self.settings = replace(settings, **{key: getattr(self.settings, key) for key in fixed})
-        self.plane.max_connections = self._affordable(settings.max_connections)
+            self.define(site)
+        kept = {key: getattr(self.settings, key) for key in FIXED}
+        result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
+        self.settings = replace(settings, **kept)
+        self.plane.max_connections = affordable(settings.max_connections)
         self.plane.held.max_requests = settings.max_held
         self.plane.held.max_bytes = settings.max_held_bytes
         self.emit(event="reloaded", **result)
@@ -299,9 +272,13 @@ class Node:
             raise KeyError(name)
         return observed
 
-    def changed(self, name: str) -> Deferred[Outcome]:
-        """Fires when what is reported of a site may have changed."""
-        return self._on_change.wait(name)
+    def changed(self, name: str, timeout: float | None = None) -> Deferred[Outcome]:
+        """Fires when what is reported of a site may have changed, or ``timeout`` is over."""
+        return self._on_change.wait(name, timeout)
+
+    def tell_changed(self, name: str) -> None:
+        """Have those look who wait for a change of a site."""
+        self._on_change.fire(name)
 
     def cut(self, name: str) -> int:
         """Break off what is in flight for a site; return how many requests that were."""
@@ -309,84 +286,22 @@ class Node:
 
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers past the gate; fails unless one of them is well."""
-        return Deferred.fromCoroutine(self._check(self.sites[site], backend))
+        return Deferred.fromCoroutine(self._ask(self.sites[site], backend))
 
-    async def _check(self, site: Site, backend: str) -> None:
-        config = site.backends[backend]
-        timeout = config.health.timeout if config.health is not None else CHECK_TIMEOUT
+    async def _ask(self, site: Site, backend: str) -> None:
+        asked = site.backends[backend]
+        timeout = CHECK_TIMEOUT if asked.health is None else asked.health.timeout
         host = site.hosts[0].removeprefix("*.")
         results = await DeferredList(
-            [
-                check(self.reactor, server, config.health, host, timeout)
-                for server in config.servers
-            ],
+            [check(self.reactor, server, asked.health, host, timeout) for server in asked.servers],
             consumeErrors=True,
         )
         if not any(success for success, _ in results):
             why = "; ".join(
                 f"{server}: {getattr(failure, 'value', failure)}"
-                for server, (_, failure) in zip(config.servers, results, strict=True)
+                for server, (_, failure) in zip(asked.servers, results, strict=True)
             )
             raise Unwell(f"no server of {backend} is well: {why}")
-
-    async def hold(
-        self,
-        name: str,
-        *,
-        by: str,
-        timeout: float,
-        force: bool,
-        expires: float | None,
-        then: Literal["refuse", "resume"],
-        progress: Callable[[str, str], None],
-    ) -> Receipt:
-        """Hold a site until nothing of it is in flight anywhere.
-
-        :param timeout: seconds that requests in flight may take to finish.
-        :param force: cut them then, instead of undoing the hold.
-        :param expires: unix time at which the hold ends, with what ``then`` says.
-        :raise NotDrained: they have not finished; the site is as it was.
-        :raise Overtaken: somebody else has changed the placement meanwhile.
-        :raise Conflict: somebody else was first.
-        """
-        began = self.reactor.seconds()
-        before = self.placements[name]
-        wanted = replace(before, mode=Mode.HOLDING, by=by, expires=expires, then=then)
-        mine = before.mode is not Mode.HOLDING
-        hold = before
-        if mine or (before.expires, before.then) != (expires, then):
-            hold = await self.registry.place(wanted, before.generation)
-            self.adopt(hold)
-        progress("drain", "let requests in flight finish")
-        closed = 0
-        try:
-            await self._drained(hold, timeout)
-        except NotDrained as problem:
-            if not force:
-                if mine:
-                    await self._open(hold, before)
-                    raise
-                raise NotDrained(f"{problem}; the site was held before and still is") from None
-            closed = self.cut(name)
-            progress("cut", f"cut {closed} that did not finish")
-            await self._drained(hold, CUT_GRACE)
-        observed = self.observed(name)
-        report = Report(
-            node=self.settings.name,
-            worker="daemon",
-            generation=observed.generation,
-            in_flight=observed.in_flight,
-            connections=observed.connections,
-            held=observed.held,
-        )
-        return Receipt(
-            site=name,
-            backend=hold.backend,
-            generation=hold.generation,
-            drained_in=round(self.reactor.seconds() - began, 6),
-            workers=(report,),
-            closed=closed,
-        )
 
     async def release(self, name: str, by: str) -> Placement:
         """Open a site's gate, whatever state it is in.
@@ -394,68 +309,43 @@ class Node:
         A migration that has not committed is rolled back by it, a pause that still
         drains is called off.
 
-        :raise Conflict: somebody else was first.
+        :raise RegistryError: that could not be recorded; the site is as it was.
         """
         migration = self.migrations.get(name)
         if migration is not None:
             migration.stop(f"the site was resumed by {by!r}")
             await migration.ended.wait()
-        placement = self.placements[name]
-        if placement.mode is Mode.OPEN:
-            return placement
-        return await self._open(placement, replace(placement, by=by, expires=None))
+        return await self.pauses.resume(name, by)
 
-    async def _open(self, held: Placement, after: Placement) -> Placement:
-        placed = await self.registry.place(replace(after, mode=Mode.OPEN), held.generation)
-        self.adopt(placed)
-        return placed
+    def migrate(self, migration: Migration) -> Deferred[Ledger]:
+        """Begin a migration; nothing else moves or pauses its site until it has ended.
 
-    async def _drained(self, hold: Placement, timeout: float) -> None:
-        """Wait until a site is drained at the generation of ``hold``."""
-        name = hold.site
-        deadline = self.reactor.seconds() + timeout
-        while True:
-            stored = self.placements[name]
-            if stored.generation != hold.generation:
-                raise Overtaken(stored)
-            observed = self.observed(name)
-            if observed.drained and observed.generation >= hold.generation:
-                return
-            left = deadline - self.reactor.seconds()
-            if left <= 0:
-                raise NotDrained(
-                    f"after {timeout:g} s there were still {observed.in_flight} requests in"
-                    f" flight, {observed.tunnels} upgraded connections and"
-                    f" {observed.connections} connections to servers"
-                )
-            await self._on_change.wait(name, left)
+        :return: as :meth:`Migration.run`.
+        """
+        self.migrations[migration.site] = migration
+        return Deferred.fromCoroutine(self._migrate(migration))
+
+    async def _migrate(self, migration: Migration) -> Ledger:
+        try:
+            return await migration.run()
+        finally:
+            del self.migrations[migration.site]
+            self._watch_expiry(self.placements[migration.site])
 
     def _watch_expiry(self, placement: Placement) -> None:
-        """A hold that was to end with a resume: end it."""
-        name = placement.site
-        call = self._expiries.pop(name, None)
-        if call is not None:
-            call.cancel()
-        if (
-            placement.mode is Mode.HOLDING
-            and placement.expires is not None
-            and placement.then == "resume"
-            and name not in self.migrations
-        ):
-            delay = max(0.0, placement.expires - time.time())
-            self._expiries[name] = self.reactor.callLater(delay, self._expired, name)
-
-    def _expired(self, name: str) -> None:
-        del self._expiries[name]
-        deferred = Deferred.fromCoroutine(self.release(name, "the end of the pause"))
-        deferred.addErrback(
-            lambda failure: log.failure("{site}: could not be resumed", failure, site=name)
-        )
+        # A site that was paused before it was moved may have outstayed its pause by now,
+        # but a move is not to be called off by that.
+        if placement.site in self.migrations:
+            self.pauses.forget_expiry(placement.site)
+        else:
+            self.pauses.watch_expiry(placement)
 
     # Watching
 
     def watch(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         """Have ``callback`` called with every event; return what ends that."""
+        if not self._watchers:  # nobody has kept it up to date
+            self._states = {name: self.observed(name).state for name in self.sites}
         key = object()
         self._watchers[key] = callback
         return lambda: self._watchers.pop(key, None) and None
@@ -490,3 +380,23 @@ class Node:
     def pid(self) -> int:
         """Of this process."""
         return os.getpid()
+
+
+def affordable(wanted: int) -> int:
+    """How many clients the limit of open files, raised as far as it can be, leaves room for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return wanted
+    # A fifth is for connections to servers and for everything else.
+    room = max(1, (hard - 64) * 4 // 5)
+    if wanted > room:
+        log.warn(
+            "max_connections is {wanted}, but the limit of open files ({hard}) leaves room"
+            " for {room}; raise LimitNOFILE (systemd) or ulimit -n",
+            wanted=wanted,
+            hard=hard,
+            room=room,
+        )
+    return min(wanted, room)

@@ -13,7 +13,7 @@ from typing import Any
 
 from awesomeproxy.model import HealthCheck, Server, Site
 
-HIDDEN = "(hidden)"  # shown for a secret
+HIDDEN = "hidden"  # shown for a secret; too short to be one, should it come back
 
 
 def table_of(site: Site) -> dict[str, Any]:

@@ -7,8 +7,10 @@ begins with the service, in the process that stays.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,6 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.usage import Options as BaseOptions
-from twisted.python.usage import UsageError
 
 from awesomeproxy import __version__, config
 from awesomeproxy.config import ConfigError
@@ -75,7 +76,8 @@ class NodeService(Service):
         log.critical("awesomeproxy cannot start: {why}", why=failure.getErrorMessage())
         if not isinstance(failure.value, EXPECTED):
             log.failure("awesomeproxy cannot start", failure)
-        self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
+        # Twisted ends with 0; this comes after all else, the removal of its pidfile included.
+        atexit.register(os._exit, 1)
         if self._reactor.running:
             self._reactor.stop()
 
@@ -112,7 +114,7 @@ class NodeService(Service):
 def makeService(options: Options) -> IService:
     """The service, for the configuration file that the options name.
 
-    :raise UsageError: the file cannot be used; the message says where and why.
+    :raise SystemExit: the file cannot be used; the message says where and why.
     """
     from twisted.internet import reactor
 
@@ -120,5 +122,6 @@ def makeService(options: Options) -> IService:
     try:
         settings = config.load(path)
     except config.ConfigError as problem:
-        raise UsageError(f"the configuration cannot be used:\n{problem}") from None
+        # UsageError would come with a traceback from some of Twisted's runners.
+        sys.exit(f"awesomeproxy cannot start: {problem}")
     return NodeService(path, settings, reactor)

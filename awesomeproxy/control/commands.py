@@ -2,28 +2,62 @@
 
 They translate between JSON and the node, and say of every failure what was wrong and
 what to do.  A command that fails with :class:`CommandFailed` has changed nothing.
+
+Of two commands that cannot both have their way, on one site, the first has it, and the
+other is told which that was: while a migration runs, or a pause waits for its drain, the
+site is not migrated or removed.  Only ``resume`` comes before everything: it ends a pause
+and rolls a migration back.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict
+from functools import wraps
 from typing import Any, Literal
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
 
 from awesomeproxy import __version__, config
+from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate.engine import STEPS, Migration, RolledBack
 from awesomeproxy.model import Placement, Site
-from awesomeproxy.node import Node, NotDrained, Overtaken
+from awesomeproxy.node import Node
+from awesomeproxy.pausing import NotDrained, Overtaken
 from awesomeproxy.proxy.health import Unwell
-from awesomeproxy.registry.interface import Busy, Conflict, RegistryError
+from awesomeproxy.registry.interface import Conflict, RegistryError
 from awesomeproxy.tables import table_of
 
+Command = Callable[..., Coroutine[Any, Any, Any]]
+
+log = Logger()
 table = Table()
+
+
+def changes(name: str) -> Callable[[Command], Command]:
+    """Enter a command that changes something: not of a daemon that stops."""
+
+    def enter(function: Command) -> Command:
+        @wraps(function)
+        async def carry_out(node: Node, call: Call, **params: Any) -> Any:
+            if node.stopping and name != "resume":
+                raise CommandFailed("the daemon is stopping; ask the one that is started next")
+            try:
+                return await function(node, call, **params)
+            except Conflict as conflict:
+                raise CommandFailed(
+                    f"somebody else was first: {conflict}", _winner(conflict.stored)
+                ) from None
+            except RegistryError as problem:
+                raise CommandFailed(str(problem)) from None
+
+        return table.command(name)(carry_out)
+
+    return enter
 
 
 def _site(node: Node, name: str) -> Site:
@@ -38,7 +72,7 @@ def _winner(placement: Placement | None) -> Mapping[str, Any] | None:
     return None if placement is None else asdict(placement)
 
 
-def _idle(node: Node, name: str) -> None:
+def _not_migrating(node: Node, name: str) -> None:
     migration = node.migrations.get(name)
     if migration is not None:
         raise CommandFailed(
@@ -48,8 +82,13 @@ def _idle(node: Node, name: str) -> None:
         )
 
 
-def _lost(conflict: Conflict) -> CommandFailed:
-    return CommandFailed(f"somebody else was first: {conflict}", _winner(conflict.stored))
+def _idle(node: Node, name: str) -> None:
+    _not_migrating(node, name)
+    if node.pauses.under_way(name):
+        raise CommandFailed(
+            f"{name} is being paused; wait for it, or call it off with: awesomeproxy resume {name}",
+            _winner(node.placements[name]),
+        )
 
 
 def _progress(node: Node, call: Call, name: str, command: str) -> Callable[[str, str], None]:
@@ -111,7 +150,7 @@ def _site_status(node: Node, name: str) -> dict[str, Any]:
     }
 
 
-@table.command("pause")
+@changes("pause")
 async def pause(
     node: Node,
     call: Call,
@@ -123,12 +162,14 @@ async def pause(
 ) -> Mapping[str, Any]:
     """Hold a site; answers when nothing of it is in flight."""
     definition = _site(node, site)
-    _idle(node, site)
     for name, seconds in (("timeout", timeout), ("deadline", deadline)):
         if seconds is not None and not 0 < seconds < 1e9:
             raise BadRequest(f"pause: {name} must be more than 0 seconds, not {seconds:g}")
+    if then == "resume" and deadline is None:
+        raise BadRequest("pause: then is for the end of a pause that has one; add a deadline")
+    _not_migrating(node, site)
     try:
-        receipt = await node.hold(
+        receipt = await node.pauses.pause(
             site,
             by="pause",
             timeout=definition.drain.time if timeout is None else timeout,
@@ -138,29 +179,22 @@ async def pause(
             progress=_progress(node, call, site, "pause"),
         )
     except NotDrained as problem:
-        raise CommandFailed(
-            f"{problem}; the pause was undone. Wait longer with --timeout, or cut them with --force"
-        ) from None
+        raise CommandFailed(str(problem)) from None
     except Overtaken as problem:
         winner = problem.winner
         raise CommandFailed(
             f"{winner.by!r} has changed the site meanwhile (generation {winner.generation})",
             _winner(winner),
         ) from None
-    except Conflict as conflict:
-        raise _lost(conflict) from None
     return receipt.as_json()
 
 
-@table.command("resume")
+@changes("resume")
 async def resume(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     """Let a site's requests go on; calls off a pause or a migration under way."""
     _site(node, site)
     held = node.observed(site).held
-    try:
-        placement = await node.release(site, "resume")
-    except Conflict as conflict:
-        raise _lost(conflict) from None
+    placement = await node.release(site, "resume")
     return {
         "site": site,
         "backend": placement.backend,
@@ -169,7 +203,7 @@ async def resume(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     }
 
 
-@table.command("migrate")
+@changes("migrate")
 async def migrate(
     node: Node,
     call: Call,
@@ -180,54 +214,56 @@ async def migrate(
     force: bool = False,
 ) -> Mapping[str, Any]:
     """Move a site to another backend; answers with the ledger, or with the plan."""
-    definition = _site(node, site)
-    if to not in definition.backends:
-        known = ", ".join(sorted(definition.backends))
-        raise BadRequest(f"{site} has no backend {to!r}; it has: {known}")
-    if not 0 < max_pause < 1e6:
-        raise BadRequest(f"migrate: max_pause must be more than 0 seconds, not {max_pause:g}")
+    async with node.changing():  # what a site's backends are
+        definition = _site(node, site)
+        if to not in definition.backends:
+            known = ", ".join(sorted(definition.backends))
+            raise BadRequest(f"{site} has no backend {to!r}; it has: {known}")
+        if not 0 < max_pause < 1e6:
+            raise BadRequest(f"migrate: max_pause must be more than 0 seconds, not {max_pause:g}")
+        if not dry_run:
+            _idle(node, site)
+            if node.placements[site].backend == to:
+                raise CommandFailed(f"{site} is on {to} already", _winner(node.placements[site]))
+            migration = Migration(
+                node,
+                site,
+                to,
+                max_pause=max_pause,
+                force=force,
+                by=f"migrate to {to}",
+                progress=_progress(node, call, site, "migrate"),
+            )
+            running = node.migrate(migration)
     if dry_run:
         return await _plan(node, site, to)
-    _idle(node, site)
-    if node.placements[site].backend == to:
-        raise CommandFailed(f"{site} is on {to} already", _winner(node.placements[site]))
-    migration = Migration(
-        node,
-        site,
-        to,
-        max_pause=max_pause,
-        force=force,
-        by=f"migrate to {to}",
-        progress=_progress(node, call, site, "migrate"),
-    )
-    node.migrations[site] = migration
     try:
-        ledger = await migration.run()
+        ledger = await running
     except RolledBack as undone:
-        raise CommandFailed(
+        failed = CommandFailed(
             f"the migration to {to} was rolled back in the step {undone.step!r}: {undone};"
             f" {site} is served by {node.placements[site].backend}"
-        ) from None
-    except Conflict as conflict:
-        raise _lost(conflict) from None
-    except Busy as busy:
-        raise CommandFailed(str(busy)) from None
-    finally:
-        del node.migrations[site]
+        )
+        if undone.ledger is not None:
+            failed.data = {**(failed.data or {}), "ledger": undone.ledger.as_json()}
+        raise failed from None
     return ledger.as_json()
 
 
 async def _plan(node: Node, site: str, to: str) -> Mapping[str, Any]:
     problems = []
     source = node.placements[site].backend
-    if source == to:
-        problems.append(f"{site} is on {to} already")
-    if site in node.migrations:
-        problems.append(f"{site} is being migrated to {node.migrations[site].target}")
     try:
-        await node.check(site, to)
-    except Unwell as unwell:
-        problems.append(str(unwell))
+        _idle(node, site)
+    except CommandFailed as busy:
+        problems.append(str(busy))
+    if source == to:  # and if it is held, not a byte goes there
+        problems.append(f"{site} is on {to} already")
+    else:
+        try:
+            await node.check(site, to)
+        except Unwell as unwell:
+            problems.append(str(unwell))
     return {
         "site": site,
         "source": source,
@@ -268,7 +304,7 @@ async def watch(node: Node, call: Call, site: str | None = None) -> None:
 # Definitions
 
 
-@table.command("reload")
+@changes("reload")
 async def reload(node: Node, call: Call) -> Mapping[str, Any]:
     """Read the configuration file again."""
     try:
@@ -289,85 +325,96 @@ async def site_show(node: Node, call: Call, name: str) -> Mapping[str, Any]:
     }
 
 
-@table.command("site.add")
+@changes("site.add")
 async def site_add(
     node: Node, call: Call, name: str, definition: dict[str, Any]
 ) -> Mapping[str, Any]:
     """A new site, remembered by the registry."""
-    if name in node.sites:
-        raise CommandFailed(f"there is a site {name!r} already; remove it first")
-    try:
-        config.site_from_table(name, definition, "definition")
-        sites = node.compose(node.settings, {**node.added, name: definition})
-    except config.ConfigError as problem:
-        raise BadRequest(str(problem)) from None
-    await node.registry.define(name, definition)
-    node.added[name] = definition
-    await node.define(sites[name])
-    return {"site": name, "generation": node.placements[name].generation}
+    async with node.changing():
+        if name in node.sites:
+            raise CommandFailed(f"there is a site {name!r} already; remove it first")
+        try:
+            config.site_from_table(name, definition, "definition")
+        except config.ConfigError as problem:
+            raise BadRequest(str(problem)) from None
+        return await _define(node, name, definition)
 
 
-@table.command("site.remove")
+@changes("site.remove")
 async def site_remove(node: Node, call: Call, name: str) -> Mapping[str, Any]:
     """A site that was added by command is served no more."""
-    _site(node, name)
-    if name in node.settings.sites:
-        raise CommandFailed(f"{name} is in the configuration file; remove it there and reload")
-    _idle(node, name)
-    try:
-        await node.registry.forget(name, node.placements[name].generation)
-    except Conflict as conflict:
-        raise _lost(conflict) from None
-    await node.registry.undefine(name)
-    del node.added[name]
-    del node.placements[name]
-    node.undefine(name)
+    async with node.changing():
+        _site(node, name)
+        if name in node.settings.sites:
+            raise CommandFailed(f"{name} is in the configuration file; remove it there and reload")
+        _idle(node, name)
+        await node.registry.undefine(name)
+        del node.added[name]
+        node.undefine(name)
+        try:
+            await node.registry.forget(name, node.placements[name].generation)
+            del node.placements[name]
+        except RegistryError as problem:  # it is removed all the same
+            log.warn("{site}: where it was placed stays known: {why}", site=name, why=problem)
     return {"site": name}
 
 
-@table.command("backend.add")
+@changes("backend.add")
 async def backend_add(
     node: Node, call: Call, site: str, name: str, definition: dict[str, Any]
 ) -> Mapping[str, Any]:
     """One more place that a site can be moved to."""
-    present = _site(node, site)
-    if name in present.backends:
-        raise CommandFailed(f"{site} has a backend {name!r} already; remove it first")
-    return await _change_backends(node, site, {name: definition}, drop=None)
+    async with node.changing():
+        if name in _site(node, site).backends:
+            raise CommandFailed(f"{site} has a backend {name!r} already; remove it first")
+        _not_migrating(node, site)
+        try:
+            config.backend_from_table(name, definition, "definition")
+        except config.ConfigError as problem:
+            raise BadRequest(str(problem)) from None
+        before = node.added.get(site, {})
+        backends = {**before.get("backends", {}), name: definition}
+        return await _define(node, site, {**before, "backends": backends})
 
 
-@table.command("backend.remove")
+@changes("backend.remove")
 async def backend_remove(node: Node, call: Call, site: str, name: str) -> Mapping[str, Any]:
     """A place that a site is not on, and can be moved to no more."""
-    present = _site(node, site)
-    if name not in present.backends:
-        known = ", ".join(sorted(present.backends))
-        raise BadRequest(f"{site} has no backend {name!r}; it has: {known}")
-    if name == node.placements[site].backend:
-        raise CommandFailed(f"{site} is placed on {name}; migrate it to another backend first")
-    if name not in node.added.get(site, {}).get("backends", {}):
-        raise CommandFailed(
-            f"the backend {name} of {site} is in the configuration file; remove it there and reload"
-        )
-    return await _change_backends(node, site, {}, drop=name)
+    async with node.changing():
+        present = _site(node, site)
+        if name not in present.backends:
+            known = ", ".join(sorted(present.backends))
+            raise BadRequest(f"{site} has no backend {name!r}; it has: {known}")
+        _not_migrating(node, site)
+        placed = node.placements[site].backend
+        if name == placed:
+            raise CommandFailed(f"{site} is placed on {name}; migrate it to another backend first")
+        before = node.added.get(site, {})
+        if name not in before.get("backends", {}) or _in_file(node, site, name):
+            raise CommandFailed(
+                f"the backend {name} of {site} is in the configuration file;"
+                " remove it there and reload"
+            )
+        backends = {key: table for key, table in before["backends"].items() if key != name}
+        definition = {**before, "backends": backends}
+        if before.get("backend") == name:  # where the site started
+            definition["backend"] = placed
+        return await _define(node, site, definition)
 
 
-async def _change_backends(
-    node: Node, site: str, more: dict[str, Any], drop: str | None
-) -> Mapping[str, Any]:
-    _idle(node, site)
-    before = node.added.get(site, {})
-    backends = {**before.get("backends", {}), **more}
-    if drop is not None:
-        del backends[drop]
-    definition = {**before, "backends": backends}
-    if before.get("backend") == drop and drop is not None:
-        definition["backend"] = node.placements[site].backend
+def _in_file(node: Node, site: str, backend: str) -> bool:
+    return site in node.settings.sites and backend in node.settings.sites[site].backends
+
+
+async def _define(node: Node, name: str, table: dict[str, Any]) -> Mapping[str, Any]:
+    """Record ``table`` for a site, new or not, and take it over."""
+    added = {**node.added, name: table}
     try:
-        sites = node.compose(node.settings, {**node.added, site: definition})
+        site = compose(node.settings, added)[name]
     except config.ConfigError as problem:
-        raise BadRequest(str(problem)) from None
-    await node.registry.define(site, definition)
-    node.added[site] = definition
-    await node.define(sites[site])
-    return {"site": site, "generation": node.placements[site].generation}
+        raise BadRequest(str(problem).replace(f"{SOURCE}: ", "")) from None
+    await node.place([site])
+    await node.registry.define(name, table)
+    node.added = added
+    node.define(site)
+    return {"site": name, "generation": node.placements[name].generation}

@@ -15,8 +15,9 @@ Every step is recorded in the journal before it begins, and the hold itself is r
 together with the journal's entry.  A daemon that dies on the way finds the entry when it
 starts again, and :func:`recover` takes it to the end that the commit decides.
 
-A site that was paused before it is moved is still paused afterwards: the placement that
-holds it says so with its ``then`` (``resume`` or ``refuse``), which recovery reads, too.
+A site that was paused before it is moved is still paused afterwards, until its pause is
+over.  The placement that holds it says so, which is what recovery reads: a migration's own
+hold ends with a resume (``then``) at no certain time (``expires``), as no pause does.
 """
 
 from __future__ import annotations
@@ -127,10 +128,12 @@ class Migration:
         self._progress = progress
         self._stopped = ""  # why it has to be rolled back
         self._final = False  # nothing stops it any more
+        self._hurried = False  # but somebody waits for its end
         self._waiting: Deferred[Any] | None = None
         self._timers: list[IDelayedCall] = []
         self._entry: Entry | None = None
         self._before: Placement | None = None
+        self._committed: Placement | None = None
         self._held_at = 0.0
         self._pause = 0.0
         self._steps: dict[str, float] = {}
@@ -140,6 +143,7 @@ class Migration:
     def stop(self, reason: str) -> bool:
         """Roll back, for ``reason``; False if it is too late for that."""
         if self._final:
+            self._hurried = True
             return False
         self._stopped = self._stopped or reason
         if self._waiting is not None:
@@ -161,6 +165,9 @@ class Migration:
                 await self._roll_back(str(problem))
             except RolledBack as undone:
                 await self._roll_back(str(undone))
+            except Exception as problem:  # a fault of ours must not keep a site held
+                log.failure("{site}: the migration has failed", site=self.site)
+                await self._roll_back(f"a fault inside the daemon: {problem!r}")
             finally:
                 for timer in self._timers:
                     if timer.active():
@@ -181,22 +188,25 @@ class Migration:
             before,
             mode=Mode.HOLDING,
             by=self._by,
-            then="refuse" if paused else "resume",
+            then=before.then if paused else "resume",
             expires=before.expires if paused else None,
         )
         entry = await host.registry.begin(name, self.source, self.target, hold, before.generation)
         self._entry = entry
+        cutting: IDelayedCall | None = None
         self._counters = host.observed(name).counters
         self._held_at = host.reactor.seconds()
         self._later(self._max_pause, self.stop, f"the pause took longer than {self._max_pause:g} s")
         if self._force:
-            self._later(self._max_pause / 2, host.cut, name)
+            cutting = self._later(self._max_pause / 2, host.cut, name)
         hold = replace(hold, generation=entry.generation)
         host.adopt(hold)
 
         await self._record("drain")
         while not self._drained(hold):
             await self._guard(host.changed(name))
+        if cutting is not None and cutting.active():
+            cutting.cancel()  # or it would cut those who try the target
 
         await self._record("switch")
         host.adopt(replace(hold, backend=self.target))
@@ -206,10 +216,9 @@ class Migration:
 
         await self._record("commit")
         self._final = True
-        placed = await host.registry.commit(
+        self._committed = await host.registry.commit(
             entry.id, replace(hold, backend=self.target), hold.generation
         )
-        host.adopt(placed)
 
     def _drained(self, hold: Placement) -> bool:
         stored = self._host.placement(self.site)
@@ -219,11 +228,11 @@ class Migration:
         return observed.drained and observed.generation >= hold.generation
 
     async def _release(self) -> Ledger:
-        host, name = self._host, self.site
-        assert self._entry is not None
-        assert self._before is not None
-        held = host.placement(name)
-        before = self._before
+        host = self._host
+        held, before = self._committed, self._before
+        assert held is not None
+        assert before is not None
+        host.adopt(held)
         after = replace(
             held, mode=before.mode, expires=before.expires, then=before.then, by=self._by
         )
@@ -254,9 +263,12 @@ class Migration:
         return after
 
     async def _until_released(self) -> None:
-        """Those held by this migration have gone on; so the ledger can tell."""
+        """Those held by this migration have gone on; so the ledger can tell.
+
+        Who wants to stop the migration by now is not kept waiting for the sake of that.
+        """
         late = self._host.reactor.seconds() + RELEASE_AT_MOST
-        while self._host.observed(self.site).held:
+        while self._host.observed(self.site).held and not self._hurried:
             if self._host.reactor.seconds() > late:
                 return
             wait: Deferred[None] = Deferred()
@@ -276,7 +288,8 @@ class Migration:
         back = host.placement(self.site)
         if back.generation == self._entry.generation:  # else somebody has changed it since
             if self._before.mode is Mode.OPEN:
-                back = await self._reopen(self._before, back)
+                open_again = replace(self._before, by=f"{self._by} (rolled back)")
+                back = await self._reopen(open_again, back)
             else:
                 back = replace(self._before, generation=back.generation)
                 host.adopt(back)
@@ -348,8 +361,10 @@ class Migration:
             raise RolledBack(self._stopped)
         return result
 
-    def _later(self, delay: float, function: Callable[..., Any], *args: Any) -> None:
-        self._timers.append(self._host.reactor.callLater(delay, function, *args))
+    def _later(self, delay: float, function: Callable[..., Any], *args: Any) -> IDelayedCall:
+        timer: IDelayedCall = self._host.reactor.callLater(delay, function, *args)
+        self._timers.append(timer)
+        return timer
 
     def _ledger(self, outcome: Any, reason: str) -> Ledger:
         observed = self._host.observed(self.site)
@@ -387,12 +402,13 @@ async def recover(registry: IRegistry) -> list[tuple[Entry, str]]:
         forward = entry.state == "committed"
         # A later change than the migration's own (an operator's resume) stands.
         mine = stored.generation == entry.generation
-        mode = Mode.OPEN if mine and stored.then == "resume" else stored.mode
+        own_hold = stored.then == "resume" and stored.expires is None
+        mode = Mode.OPEN if mine and own_hold else stored.mode
         last = replace(
             stored,
             backend=entry.target if forward else entry.source,
             mode=mode,
-            then="refuse",
+            then="refuse" if mode is Mode.OPEN else stored.then,
             by="recovery after a crash",
         )
         reason = "" if forward else f"the daemon died during the step {entry.step or 'hold'!r}"

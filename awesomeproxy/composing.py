@@ -1,0 +1,59 @@
+"""Which sites there are: the file's, those added by command, and both put together.
+
+The configuration file comes first.  A command can add a site that the file does not have,
+and backends to any site; the registry remembers these as tables with the file's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from awesomeproxy import config
+from awesomeproxy.model import Backend, Placement, Settings, Site
+
+SOURCE = "added by command"  # what errors call the tables that are not in the file
+
+
+def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[str, Site]:
+    """All sites, by name.
+
+    :param added: the tables of what was added by command: whole sites, which have
+        ``hosts``, and such as have nothing but ``backends``, for a site of the file.
+    :raise ConfigError: a table is wrong, or two sites claim the same.
+    """
+    sites = dict(settings.sites)
+    for name, table in added.items():
+        if name in settings.sites:
+            # The file's backends win, as the file's site does.
+            backends = {**_backends(table), **sites[name].backends}
+            sites[name] = replace(sites[name], backends=backends)
+        elif "hosts" in table:
+            sites[name] = config.site_from_table(name, table, SOURCE)
+    clashes = [
+        clash
+        for name in added
+        if name in sites and name not in settings.sites
+        for clash in config.overlaps(sites[name], sites.values())
+    ]
+    if clashes:
+        raise config.ConfigError(clashes)
+    return sites
+
+
+def _backends(table: Mapping[str, Any]) -> dict[str, Backend]:
+    return {
+        name: config.backend_from_table(name, backend, SOURCE)
+        for name, backend in table.get("backends", {}).items()
+    }
+
+
+def misplaced(sites: Iterable[Site], placements: Mapping[str, Placement]) -> dict[str, str]:
+    """The sites that are placed on a backend they do not have, and what to do about it."""
+    return {
+        site.name: f"sites.{site.name}.backends: {placements[site.name].backend!r} is missing, and"
+        " the site is placed there; add it, or migrate the site to another backend first"
+        for site in sites
+        if site.name in placements and placements[site.name].backend not in site.backends
+    }

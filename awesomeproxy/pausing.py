@@ -1,0 +1,301 @@
+"""Pauses: a site is held until nothing of it is in flight, or the hold is undone.
+
+Everything that opens or holds a site, except a migration, goes through one :class:`Pauses`,
+and what it writes to the registry it writes in turn.  So of two operators there is always
+one who came first:
+
+- a pause that meets another one under way joins it: both wait for the same drain, and the
+  last of them to give up undoes what the first has begun;
+- a resume ends a pause in any state, and who still waits for the drain is told who ended
+  it (:class:`Overtaken`);
+- a hold may have an end (``expires``), after which the site is resumed or, by the worker,
+  refuses what comes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from awesomeproxy.happenings import Once
+from awesomeproxy.model import Mode, Observed, Outcome, Placement, Receipt, Report
+from awesomeproxy.registry.interface import Conflict, IRegistry, RegistryError
+
+log = Logger()
+
+CUT_GRACE = 2.0  # seconds that cut connections may take to be gone
+TRY_AGAIN = 1.0  # seconds between tries to end a hold whose time is over
+
+Then = Literal["refuse", "resume"]
+
+
+class NotDrained(Exception):
+    """The pause has failed; the message says why, and what the site is now."""
+
+
+class Overtaken(Exception):
+    """Somebody else has changed the placement: ``winner``."""
+
+    def __init__(self, winner: Placement) -> None:
+        self.winner = winner
+        super().__init__(f"{winner.site}: changed meanwhile by {winner.by!r}")
+
+
+class _Stuck(Exception):
+    """Why a drain has not come to its end."""
+
+
+class Host(Protocol):
+    """What pauses ask of the node they run on."""
+
+    reactor: Any
+    registry: IRegistry
+
+    def placement(self, name: str) -> Placement:
+        """Where a site is placed, as the registry says."""
+
+    def adopt(self, placement: Placement) -> None:
+        """Make every worker converge to ``placement``."""
+
+    def observed(self, name: str) -> Observed:
+        """What the workers report; KeyError if the site is not served any more."""
+
+    def changed(self, name: str, timeout: float) -> Deferred[Outcome]:
+        """Fires when what is reported of a site may have changed, or time is up."""
+
+    def tell_changed(self, name: str) -> None:
+        """Have those look who wait for a change of a site."""
+
+    def cut(self, site: str) -> int:
+        """Break off what is in flight; answer with how much that was."""
+
+
+@dataclass
+class UnderWay:
+    """The pauses of one site that wait for its drain."""
+
+    before: Placement  # what undoing them leads back to
+    waiting: int = 0
+    called_off: str = ""  # why, if they have to give up
+    ended: Once = field(default_factory=Once)
+
+
+class Pauses:
+    """Holds sites and lets them go on."""
+
+    def __init__(self, host: Host, node: str) -> None:
+        """
+        :param node: this node's name, for receipts.
+        """
+        self._host = host
+        self._node = node
+        self._turn = DeferredLock()
+        self._under_way: dict[str, UnderWay] = {}
+        self._expiries: dict[str, IDelayedCall] = {}
+
+    def under_way(self, name: str) -> bool:
+        """Whether a pause of the site waits for its drain."""
+        return name in self._under_way
+
+    async def pause(
+        self,
+        name: str,
+        *,
+        by: str,
+        timeout: float,
+        force: bool,
+        expires: float | None,
+        then: Then,
+        progress: Callable[[str, str], None],
+    ) -> Receipt:
+        """Hold a site until nothing of it is in flight anywhere.
+
+        :param timeout: seconds that requests in flight may take to finish.
+        :param force: cut them then, instead of undoing the hold.
+        :param expires: unix time at which the hold ends, with what ``then`` says.
+        :raise NotDrained: they have not finished; the site is as it was.
+        :raise Overtaken: somebody else has changed the placement meanwhile.
+        :raise RegistryError: the hold could not be recorded, and has not begun.
+        """
+        host = self._host
+        began = host.reactor.seconds()
+        ambiguous = host.observed(name).counters.ambiguous
+        pauses = self._under_way.setdefault(name, UnderWay(host.placement(name)))
+        pauses.waiting += 1
+        try:
+            hold = await self._hold(name, by, expires, then)
+            progress("drain", "let requests in flight finish")
+            try:
+                try:
+                    hold = await self._drained(hold, pauses, timeout)
+                except _Stuck:
+                    if not force or pauses.called_off:
+                        raise
+                    progress("cut", f"cut {host.cut(name)} that did not finish")
+                    hold = await self._drained(hold, pauses, CUT_GRACE)
+            except _Stuck as stuck:
+                raise NotDrained(f"{stuck}; {await self._undo(name, pauses, by)}") from None
+            pauses.before = hold  # whoever still waits does not undo this one
+        finally:
+            pauses.waiting -= 1
+            if not pauses.waiting:
+                del self._under_way[name]
+                pauses.ended.fire()
+        return self._receipt(hold, host.reactor.seconds() - began, ambiguous)
+
+    async def resume(self, name: str, by: str) -> Placement:
+        """Open a site's gate, whatever state it is in.
+
+        :raise RegistryError: that could not be recorded; the site is as it was.
+        """
+        await self._turn.acquire()
+        try:
+            placement = self._host.placement(name)
+            if placement.mode is Mode.OPEN:
+                return placement
+            after = replace(placement, mode=Mode.OPEN, by=by, expires=None, then="refuse")
+            return await self._place(after, placement)
+        finally:
+            self._turn.release()
+
+    async def call_off(self, why: str) -> None:
+        """End every pause that is under way, and undo it."""
+        for name, pauses in list(self._under_way.items()):
+            pauses.called_off = why
+            self._host.tell_changed(name)
+            await pauses.ended.wait()
+
+    # A pause's steps
+
+    async def _hold(self, name: str, by: str, expires: float | None, then: Then) -> Placement:
+        await self._turn.acquire()
+        try:
+            seen = self._host.placement(name)
+            if seen.mode is Mode.HOLDING and (seen.expires, seen.then) == (expires, then):
+                return seen
+            wanted = replace(seen, mode=Mode.HOLDING, by=by, expires=expires, then=then)
+            return await self._place(wanted, seen)
+        finally:
+            self._turn.release()
+
+    async def _place(self, wanted: Placement, seen: Placement) -> Placement:
+        placed = await self._host.registry.place(wanted, seen.generation)
+        self._host.adopt(placed)
+        return placed
+
+    async def _drained(self, hold: Placement, pauses: UnderWay, timeout: float) -> Placement:
+        """Wait until a site is drained; answer with the placement at which it is."""
+        host, name = self._host, hold.site
+        deadline = host.reactor.seconds() + timeout
+        while True:
+            stored = host.placement(name)
+            try:
+                observed = host.observed(name)
+            except KeyError:
+                raise _Stuck("the site was removed meanwhile") from None
+            if (stored.mode, stored.backend) != (hold.mode, hold.backend):
+                raise Overtaken(stored)
+            if pauses.called_off:
+                raise _Stuck(pauses.called_off)
+            if observed.drained and observed.generation >= stored.generation:
+                return stored
+            left = deadline - host.reactor.seconds()
+            if left <= 0:
+                raise _Stuck(
+                    f"after {timeout:g} s there were still {observed.in_flight} requests in"
+                    f" flight, {observed.tunnels} upgraded connections and"
+                    f" {observed.connections} connections to servers"
+                    " (wait longer with --timeout, or cut them with --force)"
+                )
+            await host.changed(name, left)
+
+    async def _undo(self, name: str, pauses: UnderWay, by: str) -> str:
+        """Go back to what was before; answer with what the site is now."""
+        await self._turn.acquire()
+        try:
+            if pauses.waiting > 1 and not pauses.called_off:
+                return "it is still held for another pause that waits, too"
+            before, seen = pauses.before, self._host.placement(name)
+            if seen.mode is not Mode.HOLDING:
+                raise Overtaken(seen)
+            if seen != before and pauses.waiting == 1:
+                after = replace(
+                    seen,
+                    mode=before.mode,
+                    by=f"{by} (undone)",
+                    expires=before.expires,
+                    then=before.then,
+                )
+                await self._place(after, seen)
+            held = before.mode is Mode.HOLDING
+            return "the site is held, as it was before" if held else "the pause was undone"
+        except Conflict as conflict:
+            raise Overtaken(conflict.stored or pauses.before) from None
+        except RegistryError as problem:
+            return f"and the pause cannot be undone, the site is still held: {problem}"
+        finally:
+            self._turn.release()
+
+    def _receipt(self, hold: Placement, seconds: float, ambiguous: int) -> Receipt:
+        observed = self._host.observed(hold.site)
+        report = Report(
+            node=self._node,
+            worker="daemon",
+            generation=observed.generation,
+            in_flight=observed.in_flight,
+            connections=observed.connections,
+            held=observed.held,
+        )
+        return Receipt(
+            site=hold.site,
+            backend=hold.backend,
+            generation=hold.generation,
+            drained_in=round(seconds, 6),
+            workers=(report,),
+            closed=observed.closed,
+            ambiguous=observed.counters.ambiguous - ambiguous,
+        )
+
+    # The end of a hold
+
+    def watch_expiry(self, placement: Placement) -> None:
+        """Resume a site when the hold that ``placement`` says is over, if that is its end."""
+        name = placement.site
+        self.forget_expiry(name)
+        expires = placement.expires
+        if placement.mode is Mode.HOLDING and expires is not None and placement.then == "resume":
+            self._expire_in(name, max(0.0, expires - time.time()))
+
+    def forget_expiry(self, name: str) -> None:
+        """The site's hold, if there is one, ends by itself no more."""
+        call = self._expiries.pop(name, None)
+        if call is not None:
+            call.cancel()
+
+    def forget_expiries(self) -> None:
+        """No hold ends by itself any more; the next daemon will see to it."""
+        for name in list(self._expiries):
+            self.forget_expiry(name)
+
+    def _expire_in(self, name: str, delay: float) -> None:
+        self._expiries[name] = self._host.reactor.callLater(delay, self._expired, name)
+
+    def _expired(self, name: str) -> None:
+        del self._expiries[name]
+        deferred = Deferred.fromCoroutine(self.resume(name, "the end of the pause"))
+        deferred.addErrback(self._not_resumed, name)
+
+    def _not_resumed(self, failure: Failure, name: str) -> None:
+        if not isinstance(failure.value, RegistryError):
+            log.failure("{site}: cannot be resumed", failure, site=name)
+            return
+        log.error("{site}: cannot be resumed yet: {why}", site=name, why=failure.value)
+        if name not in self._expiries:
+            self._expire_in(name, TRY_AGAIN)
