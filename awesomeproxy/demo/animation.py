@@ -95,7 +95,7 @@ class _Film:
         plan, count = self.result.plan, len(self.holds)
         return (
             f"{plan.method}, {plan.rate:g} requests/s, each a database update;"
-            f" {count} migrations under way; as recorded, in real time"
+            f" {count} migrations meanwhile; as recorded, in real time"
         )
 
     # What stands still, and what is lit
