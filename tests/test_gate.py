@@ -414,7 +414,7 @@ class TestRamp:
     def test_it_ends_when_the_backend_keeps_up(self) -> None:
         """With nobody waiting and little in flight it is over, without doubling to the end."""
         site = self.held(8, Ramp(start=8, double_every=0.5))
-        for _ in range(7):
+        for _ in range(5):
             site.gate.leave()
         assert site.clock.calls != []
         site.clock.advance(0.5)
