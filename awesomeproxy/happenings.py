@@ -130,8 +130,7 @@ class Happenings(Generic[K]):
     def wait(self, key: K, timeout: float | None = None) -> Deferred[Outcome]:
         """Wait until ``key`` is fired.
 
-        :param timeout: seconds after which the outcome is ``TIMED_OUT``; none are left of a
-            deadline that has passed.
+        :param timeout: seconds after which the outcome is ``TIMED_OUT``; less than 0 is 0.
         """
         deferred = self._waiters.setdefault(key, Waiters()).wait()
         if timeout is None:
