@@ -45,7 +45,9 @@ SPECIAL = frozenset(
     b" proxy-connection via forwarded x-forwarded-for x-forwarded-proto x-forwarded-host"
     b" x-request-id max-forwards http2-settings".split()
 )
-KINDS = Kinds(SPECIAL)
+# CGI and WSGI cannot tell X_Forwarded_For from X-Forwarded-For: such fields are dropped.
+ALIASES = frozenset(name.replace(b"-", b"_") for name in SPECIAL if b"-" in name)
+KINDS = Kinds(SPECIAL | ALIASES)
 PLAIN = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))  # values of Connection
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?\Z")
@@ -129,6 +131,7 @@ class RequestParser:
         self._switching = False
         self.ready: deque[Request] = deque()
         self.refusal: Refusal | None = None
+        self.refused: Request | None = None  # what it is about, if its head could be read
 
     @property
     def in_head(self) -> bool:
@@ -151,28 +154,36 @@ class RequestParser:
         if self._switching:
             self._rest += data
             return
-        self._feeding = len(data)
-        self._fed += len(data)
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as switch:
-            self._upgrade(data[switch.args[0] :])
-            return
-        except HttpParserError as error:
-            if self.refusal is None:
-                self.refusal = self._diagnose(error, data)
-            if self.ready and not self.ready[-1].complete:
-                self.ready.pop()  # the fault is in its body
-            return
+        while True:
+            self._feeding = len(data)
+            self._fed += len(data)
+            try:
+                self._parser.feed_data(data)
+                break
+            except HttpParserUpgrade as switch:
+                data = self._upgrade(data[switch.args[0] :])
+                if not data:
+                    return
+            except HttpParserError as error:
+                if self.refusal is None:
+                    self.refusal = self._diagnose(error, data)
+                if self.ready and not self.ready[-1].complete:
+                    self.refused = self.ready.pop()  # the fault is in its body
+                return
         request = self._request
         if self._in_head:
             self._fed = max(self._fed, len(request.target) + size_of(request.fields))
             if self._fed > self._listen.max_head:
                 self._too_long()
-        elif not request.complete and request.length > 0 and self.refusal is None:
-            # Nothing in a long body needs parsing: counting will do, and spares copying it.
-            self._raw_left = request.length - request.received
-            self._parser = HttpRequestParser(self)
+        elif not request.complete and self.refusal is None:
+            if request.length > 0:
+                # Nothing in a long body needs parsing: counting will do, and spares copying it.
+                self._raw_left = request.length - request.received
+                self._parser = HttpRequestParser(self)
+            elif request.chunks:
+                self._fed = 0
+            elif self._fed > 2 * self._listen.max_head:
+                self._refuse(431, "The request's trailers, or what else is no body, are too long.")
 
     def take_rest(self) -> bytes:
         """The upgrade was accepted: what has arrived behind the request, unparsed."""
@@ -237,9 +248,11 @@ class RequestParser:
         elif len(request.fields) > listen.max_headers:
             self._refuse(431, f"The request has more than {listen.max_headers} header fields.")
         elif self._fed + self._feeding > listen.max_head:
-            self._judge_size(request)
+            self._judge_size(request, special)
         if self.refusal is None:
             self.ready.append(request)
+        else:
+            self.refused = request
 
     def on_body(self, data: bytes) -> None:
         """Part of the body."""
@@ -253,8 +266,10 @@ class RequestParser:
 
     # The rest is off the usual way
 
-    def _judge_size(self, request: Request) -> None:
-        if len(request.target) + size_of(request.fields) > self._listen.max_head:
+    def _judge_size(self, request: Request, special: dict[bytes, bytes]) -> None:
+        apart = len(request.host or b"") + len(request.connection or b"")
+        size = len(request.target) + size_of(request.fields) + size_of(special.items()) + apart
+        if size > self._listen.max_head:
             self._too_long()
 
     def _refuse(self, status: int, reason: str) -> None:
@@ -295,14 +310,8 @@ class RequestParser:
                     self._refuse(417, "No expectation but '100-continue' can be met.")
                 request.expects_continue = True
             upgrade = special.get(b"upgrade")
-            # h2c would take the connection out of the proxy's hands unseen.
-            if (
-                upgrade is not None
-                and upgrade.lower() != b"h2c"
-                and self._parser.should_upgrade()
-                and not request.has_body
-            ):
-                request.upgrade = upgrade
+            if upgrade is not None and self._parser.should_upgrade():
+                self._judge_upgrade(request, upgrade)
         te = special.get(b"te")
         if te is not None:
             request.te_trailers = b"trailers" in [
@@ -314,6 +323,14 @@ class RequestParser:
         request.forwarded_host = special.get(b"x-forwarded-host")
         request.request_id = special.get(b"x-request-id", b"")
         request.via = special.get(b"via")
+
+    def _judge_upgrade(self, request: Request, upgrade: bytes) -> None:
+        if request.chunked:
+            # The parser takes what follows for the new protocol, and not for the body.
+            self._refuse(501, "An upgrade together with a chunked body is not supported.")
+        elif not request.has_body and b"h2c" not in names_in(upgrade):
+            # h2c would take the connection out of the proxy's hands unseen.
+            request.upgrade = upgrade
 
     def _drop_listed(self, request: Request, connection: bytes) -> None:
         """Fields that Connection names are for this connection alone."""
@@ -347,26 +364,32 @@ class RequestParser:
             self._refuse(400, "The request has no Host field.")
         request.host = parts.netloc
         path = parts.path or (b"*" if request.method == b"OPTIONS" else b"/")
-        request.target = path + (b"?" + parts.query if parts.query else b"")
+        request.target = path + (b"?" + parts.query if b"?" in request.target else b"")
 
-    def _upgrade(self, rest: bytes) -> None:
-        """The parser stopped behind a request with an Upgrade field."""
+    def _upgrade(self, rest: bytes) -> bytes:
+        """The parser stopped behind a head that takes HTTP's end for granted.
+
+        Return what is to be parsed of ``rest``.
+        """
         request = self._request
         if self.refusal is not None:
-            return
+            return b""
+        if request.method == b"CONNECT":
+            self.ready.pop()
+            self.refused = request
+            self._refuse(501, "CONNECT is not for this proxy: it stands before servers.")
+            return b""
         if request.upgrade:
             self._switching = True
             self._rest = rest
-        elif request.chunked:
-            self._refuse(501, "An upgrade together with a chunked body is not supported.")
-        else:
-            # Not an upgrade we pass on: go on as if it had not been asked for.
-            self._parser = HttpRequestParser(self)
-            if request.length > 0:
-                request.complete = False
-                self._raw_left = request.length
-            if rest:
-                self.feed(rest)
+            return b""
+        # Not an upgrade we pass on: go on as if it had not been asked for.
+        self._parser = HttpRequestParser(self)
+        if request.length > 0:
+            request.complete = False
+            self._raw_left = request.length
+            return self._take_raw(rest) if rest else b""
+        return rest
 
     def _take_raw(self, data: bytes) -> bytes:
         request = self._request
