@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from awesomeproxy.proxy.tunnel import Tunnel
 
 LINGER = 2.0  # seconds that a client may go on sending what nobody reads any more
+ROOM = 256 * 1024  # bytes of answers that a client may leave untaken and still be answered
+TURNED_AWAY = 256  # clients more than there may be, who are told so
 LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
 TCP_ESTABLISHED = 1
 
@@ -67,12 +69,15 @@ class ClientConnection(Protocol):
     def connectionMade(self) -> None:
         """A client has come."""
         peer = self.transport.getPeer()
-        self.address = getattr(peer, "host", "unix")
+        self.address = getattr(peer, "host", "unix").removeprefix("::ffff:")
         if self.address != "unix":
             self.transport.setTcpNoDelay(True)
         self.origin = self.plane.origin(self.address, self.listen)
         self.deadline = self.plane.seconds() + self.listen.timeouts.head
-        self.plane.client_came(self)
+        plane = self.plane
+        plane.client_came(self)
+        if len(plane.clients) > plane.max_connections:
+            self._refuse(503, "The proxy carries as many connections as it may.", None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client has gone, or was sent away."""
@@ -110,6 +115,9 @@ class ClientConnection(Protocol):
         self._advancing = True
         try:
             while self.exchange is None and self.parser.ready and not self._lingering:
+                if self.transport.unsent > ROOM:
+                    self._wait_for_room()
+                    return
                 self._begin(self.parser.ready.popleft())
         finally:
             self._advancing = False
@@ -117,7 +125,7 @@ class ClientConnection(Protocol):
             return
         refusal = self.parser.refusal
         if refusal is not None:
-            self.answer(refusal.status, refusal.reason, None)
+            self._refuse(refusal.status, refusal.reason, self.parser.refused, last=True)
             return
         if self._paused:
             self._resume()
@@ -125,6 +133,20 @@ class ClientConnection(Protocol):
         if self.parser.in_head and not self._head_timed:
             self._head_timed = True
             self.deadline = self.plane.seconds() + self.listen.timeouts.head
+
+    def _wait_for_room(self) -> None:
+        """The client asks, and takes no answers: the next one waits until it has."""
+        self._pause()
+        if self.transport.producer is None:
+            self.transport.registerProducer(Room(self), True)
+            self.transport.producerPaused = True  # so that it is told when all is taken
+        self.deadline = NEVER
+        self.watch_writing(self.plane.seconds())
+
+    def room(self) -> None:
+        """The client has taken its answers."""
+        self.transport.unregisterProducer()
+        self._advance()
 
     def _begin(self, request: Request) -> None:
         plane = self.plane
@@ -136,11 +158,11 @@ class ClientConnection(Protocol):
         try:
             site = plane.router.find(request.host or b"", request.target)
         except BadHost:
-            self.answer(400, "The Host field does not name a host.", request)
+            self._refuse(400, "The Host field does not name a host.", request)
             return
         if site is None:
             name = (request.host or b"no name").decode("latin-1")
-            self.answer(404, f"No site is known here by the name {name}.", request)
+            self._refuse(404, f"No site is known here by the name {name}.", request)
             return
         if (
             site.site.max_body or request.via is not None or request.max_forwards is not None
@@ -150,14 +172,16 @@ class ClientConnection(Protocol):
         exchange = self.exchange = Exchange(self, request, site, started)
         if not request.complete:
             self._watch_body(started)
+        if self._paused and not self.parser.more:
+            self._resume()
         exchange.begin()
 
     def _turned_away(self, request: Request, max_body: int) -> bool:
         if max(request.length, request.received) > max_body > 0:
-            self.answer(413, f"The request's body is longer than {max_body} bytes.", request)
+            self._refuse(413, f"The request's body is longer than {max_body} bytes.", request)
             return True
         if request.via is not None and self.plane.via_token in request.via:
-            self.answer(
+            self._refuse(
                 508,
                 "The request has come back to this proxy: a server of the site"
                 " is the proxy itself.",
@@ -167,11 +191,11 @@ class ClientConnection(Protocol):
         if request.max_forwards is not None and request.method in (b"OPTIONS", b"TRACE"):
             # RFC 9110, section 7.6.2
             if not request.max_forwards.isdigit():
-                self.answer(400, "Max-Forwards is not a number.", request)
+                self._refuse(400, "Max-Forwards is not a number.", request)
                 return True
             left = int(request.max_forwards)
             if left == 0:
-                self.answer(200, "Max-Forwards ended here.", request)
+                self._refuse(200, "Max-Forwards ended here.", request)
                 return True
             request.max_forwards = b"%d" % (left - 1)
         return False
@@ -207,23 +231,30 @@ class ClientConnection(Protocol):
             elif self.plane.stopping:
                 self.idle_close()
 
-    def answer(self, status: int, reason: str, request: Request | None) -> None:
-        """Answer a request ourselves; the connection goes on if it can."""
+    def _refuse(
+        self, status: int, reason: str, request: Request | None, *, last: bool = False
+    ) -> None:
+        """Answer what is given to no site."""
+        if request is not None and not (self.origin.trusted and request.request_id):
+            request.request_id = self.plane.request_id()
+        goes_on = request is not None and not last and self._goes_on(request)
+        data = answer(status, reason, request, close=not goes_on)
+        self.plane.log_refused(self, status, len(data), request)
+        self._answer(data, request, goes_on)
+
+    def answer(self, status: int, reason: str, request: Request) -> int:
+        """Answer the present exchange's request ourselves; return with how many bytes."""
+        goes_on = self._goes_on(request)
+        data = answer(status, reason, request, close=not goes_on)
+        self._answer(data, request, goes_on)
+        return len(data)
+
+    def _goes_on(self, request: Request) -> bool:
+        return request.complete and request.keep_alive and not self.plane.stopping
+
+    def _answer(self, data: bytes, request: Request | None, goes_on: bool) -> None:
         self.exchange = None
-        transport = self.transport
-        if transport.producer is not None:
-            transport.unregisterProducer()
-        goes_on = (
-            request is not None
-            and request.complete
-            and request.keep_alive
-            and not self.plane.stopping
-        )
-        if request is None and status != 408:
-            self.plane.log_refused(self, status)
-        elif request is not None and request.request_id and status in (400, 404, 413, 508):
-            self.plane.log_refused(self, status, request)
-        transport.write(answer(status, reason, request, close=not goes_on))
+        self.transport.write(data)
         if not goes_on:
             self._linger()
             return
@@ -317,7 +348,7 @@ class ClientConnection(Protocol):
             if self.parser.in_head:
                 limit = self.listen.timeouts.head
                 reason = f"The request's head has not arrived within {limit:g} s."
-                self.answer(408, reason, None)
+                self._refuse(408, reason, None)
             else:
                 self._close()
         elif exchange.waiting is not None:
@@ -398,6 +429,24 @@ class ClientConnection(Protocol):
         self.transport.abortConnection()
 
 
+@implementer(IPushProducer)
+class Room:
+    """Stands for the next answer, until the client has taken those before it."""
+
+    def __init__(self, client: ClientConnection) -> None:
+        self._client = client
+
+    def pauseProducing(self) -> None:
+        """Nothing is produced."""
+
+    def resumeProducing(self) -> None:
+        """There is room."""
+        self._client.room()
+
+    def stopProducing(self) -> None:
+        """The client is gone."""
+
+
 def waits_to_be_read(sock: socket.socket) -> bool:
     """Whether bytes have arrived on ``sock`` that nobody has read."""
     try:
@@ -415,20 +464,9 @@ class ClientFactory(Factory):
         self._plane = plane
         self.listen = listen
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """A connection has come in."""
         plane = self._plane
-        if len(plane.clients) >= plane.max_connections:
-            return _Full()
+        if len(plane.clients) >= plane.max_connections + TURNED_AWAY:
+            return None  # which closes it
         return ClientConnection(plane, self.listen)
-
-
-class _Full(Protocol):
-    """Says that there is no room, and closes."""
-
-    transport: Any
-
-    def connectionMade(self) -> None:
-        reason = "The proxy carries as many connections as it may."
-        self.transport.write(answer(503, reason, close=True))
-        self.transport.loseConnection()

@@ -468,9 +468,10 @@ class Exchange:
             waiting.cancel()
         if connection is not None:
             connection.abort()
-        self._end()
+        self._leave()
         if client is not None:
-            client.answer(status, reason, self.request)
+            self.bytes_sent = client.answer(status, reason, self.request)
+        self.site.plane.log(self, self.site.plane.seconds())
 
     def client_gone(self) -> None:
         """The client has closed its connection."""
@@ -536,10 +537,13 @@ class Exchange:
 
     def _end(self, now: float = 0.0) -> None:
         """Count it out and write it down.  Nothing of it is under way any more."""
-        site = self.site
+        self._leave()
+        plane = self.site.plane
+        plane.log(self, now or plane.seconds())
+
+    def _leave(self) -> None:
         if self.counted:
             self.counted = False
-            site.gate.leave()
+            self.site.gate.leave()
         else:
-            site.check_drained()
-        site.plane.log(self, now or site.plane.seconds())
+            self.site.check_drained()

@@ -220,7 +220,7 @@ class Plane:
             )
 
     def log_refused(
-        self, client: ClientConnection, status: int, request: Request | None = None
+        self, client: ClientConnection, status: int, size: int, request: Request | None = None
     ) -> None:
         """Write a request that was answered before it had a site to the access log."""
         if self.access_log.enabled:
@@ -229,8 +229,8 @@ class Plane:
                 line = b"%b %b HTTP/%b" % (request.method, request.target, request.version)
                 identity = request.request_id
             self.access_log.add(
-                b'%b - - - "%b" %d 0 0.000 0.000 %b'
-                % (client.origin.address, line, status, identity)
+                b'%b - - - "%b" %d %d 0.000 0.000 %b'
+                % (client.origin.address, line, status, size, identity)
             )
 
 
