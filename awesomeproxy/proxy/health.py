@@ -24,8 +24,9 @@ from awesomeproxy.proxy.servers import LiveServer
 if TYPE_CHECKING:
     from awesomeproxy.proxy.site import LiveSite
 
+KNOCK_TIMEOUT = 2.0  # seconds that a knock may take to be answered
 KNOCK_FIRST = 0.05  # seconds until the first knock at a backend that refuses ...
-KNOCK_LAST = 0.5  # ... and, doubling, between the later ones
+KNOCK_LAST = 0.25  # ... and, doubling, between the later ones
 
 
 class Unwell(Exception):
@@ -227,7 +228,7 @@ class Probe:
         backend = site.backend
         for server in backend.servers if backend is not None else ():
             if server.healthy:
-                deferred = check(site.plane.reactor, server.server, None, site.host, KNOCK_LAST * 4)
+                deferred = check(site.plane.reactor, server.server, None, site.host, KNOCK_TIMEOUT)
                 self._running.append(deferred)
                 deferred.addCallbacks(
                     self._answered,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 # Twisted's Failure is untyped.
 # mypy: disable-error-code="no-untyped-call"
-
 import contextlib
 import select
 from collections.abc import Callable

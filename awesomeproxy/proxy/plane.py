@@ -23,6 +23,7 @@ from awesomeproxy.happenings import Once
 from awesomeproxy.model import Desired, Listen, Observed, Outcome
 from awesomeproxy.proxy.accesslog import AccessLog
 from awesomeproxy.proxy.client import ClientConnection, ClientFactory
+from awesomeproxy.proxy.clock import SteadyClock
 from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin, RequestIds
 from awesomeproxy.proxy.requests import Request
@@ -54,8 +55,9 @@ class Plane:
         """
         self.reactor = reactor
         self.eager = eager(reactor)
-        self.seconds: Callable[[], float] = reactor.seconds
-        self.sweep = Sweep(reactor)
+        self.clock = SteadyClock(reactor)
+        self.seconds: Callable[[], float] = self.clock.seconds
+        self.sweep = Sweep(self.clock)
         self.held = HeldTotal(max_held, max_held_bytes)
         self.max_connections = max_connections
         self.access_log = AccessLog(reactor, access_log)

@@ -30,7 +30,7 @@ class LiveSite:
         self.site = desired.site
         self.name = desired.site.name.encode()
         self.placement = desired.placement
-        self.gate = Gate(plane.reactor, total=plane.held, on_idle=self._gate_idle)
+        self.gate = Gate(plane.clock, total=plane.held, on_idle=self._gate_idle)
         self.backends: dict[str, LiveBackend] = {}
         self.backend: LiveBackend | None = None  # where it is placed
         self.connections: set[ServerConnection] = set()
