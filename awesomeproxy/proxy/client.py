@@ -12,8 +12,8 @@ deadline of a head is absolute: a byte now and then does not move it.
 
 from __future__ import annotations
 
+import select
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IAddress, IPushProducer
@@ -37,7 +37,6 @@ LINGER = 2.0  # seconds that a client may go on sending what nobody reads any mo
 ROOM = 256 * 1024  # bytes of answers that a client may leave untaken and still be answered
 TURNED_AWAY = 256  # clients more than there may be, who are told so
 LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
-TCP_ESTABLISHED = 1
 
 
 @implementer(IPushProducer)
@@ -311,10 +310,11 @@ class ClientConnection(Protocol):
         """Whether the client has closed its side, though we have not read that far."""
         if not self.transport.connected:
             return True
-        if not self._paused or self.address == "unix":
+        if not self._paused:
             return False
-        info = self.transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        return bool(struct.unpack("B", info)[0] != TCP_ESTABLISHED)
+        poll = select.poll()
+        poll.register(self.transport.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _watch_body(self, now: float) -> None:
         assert self.exchange is not None

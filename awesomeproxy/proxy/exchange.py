@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 
 from awesomeproxy.model import Outcome
-from awesomeproxy.proxy.fields import size_of
+from awesomeproxy.proxy.fields import names_in, size_of
 from awesomeproxy.proxy.heads import (
     chunk,
     interim_head,
@@ -267,7 +267,7 @@ class Exchange:
         connection = self.connection
         if connection is None or not self.sends or self.request_sent:
             return
-        if not connection.transport.connected:
+        if connection.transport is None or not connection.transport.connected:
             return
         body = self._take_body()
         connection.deadline = self.site.plane.seconds() + self.site.site.timeouts.response
@@ -284,8 +284,8 @@ class Exchange:
         response = parser.response
         client = self.client
         if parser.interim:
-            self._relay_interim(parser.interim)
-        if not response.head_complete:
+            self._relay_interim(connection, parser.interim)
+        if not response.head_complete or (fault and not response.complete and not self.head_sent):
             if fault:
                 self._bad_response(connection, fault)
             return
@@ -296,7 +296,8 @@ class Exchange:
         if self.head_sent:
             data = b""
         elif response.status == 101:
-            if self.request.upgrade:
+            asked = self.request.upgrade and names_in(self.request.upgrade)
+            if asked and names_in(response.upgrade) <= asked and not fault:
                 self._switch(connection, response)
             else:
                 self._bad_response(connection, "the server has switched protocols unasked")
@@ -333,7 +334,9 @@ class Exchange:
         length = response.length
         connection = b""
         if response.complete and (request.method == b"HEAD" or response.status in (204, 304)):
-            chunked = response.chunked and request.method == b"HEAD"
+            chunked = response.chunked and request.version == b"1.1"
+            if response.status in (204, 304):
+                chunked = False
             if response.status == 204:
                 length = -1
         elif length >= 0:
@@ -353,7 +356,9 @@ class Exchange:
             response, chunked=chunked, length=length, connection=connection, held=self.held
         )
 
-    def _relay_interim(self, interim: list[Response]) -> None:
+    def _relay_interim(self, connection: ServerConnection, interim: list[Response]) -> None:
+        site = self.site
+        connection.deadline = site.plane.seconds() + site.site.timeouts.response
         for response in interim:
             if response.status == 100:
                 self.request.expects_continue = False
@@ -381,10 +386,12 @@ class Exchange:
         if client is not None and client.transport.producer is not None:
             client.transport.unregisterProducer()
             connection.transport.resumeProducing()
-        if spoilt or not response.keep_alive or not self.request_sent:
+        if spoilt or not self.request_sent:
             connection.abort()
-        else:
+        elif response.keep_alive:
             connection.idle(now)
+        else:
+            connection.close()
         self._end(now)
         if client is not None:
             client.finished(self, now)
@@ -423,9 +430,7 @@ class Exchange:
 
     def server_late(self, connection: ServerConnection, now: float) -> None:
         """No byte from the server for too long, on a connection that owes one."""
-        client = self.client
-        if client is not None and (client.transport.unsent or not self.request_sent):
-            # It is the client that keeps the server waiting; it has a deadline of its own.
+        if self._client_late(connection):
             connection.deadline = now + self.site.site.timeouts.response
             return
         connection.server.failed(now, "it did not answer in time")
@@ -435,6 +440,19 @@ class Exchange:
             connection.abort()
             limit = self.site.site.timeouts.response
             self._failed(504, f"The server has not answered within {limit:g} s.")
+
+    def _client_late(self, connection: ServerConnection) -> bool:
+        """Whether the server waits for the client, who has deadlines of its own."""
+        if self.client is None:
+            return False
+        if self.client.transport.unsent:
+            return True
+        unsent, seen = connection.transport.unsent, connection.unsent_seen
+        if unsent:
+            # It has not taken all of the body; but it is not late if it has taken some.
+            connection.unsent_seen = unsent
+            return bool(unsent != seen)
+        return not self.request_sent and not self.request.awaits_continue
 
     def _bad_response(self, connection: ServerConnection, fault: str) -> None:
         connection.abort()

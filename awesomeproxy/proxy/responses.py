@@ -10,6 +10,9 @@ HEAD has no body: :meth:`ResponseParser.expect` tells it.
 
 from __future__ import annotations
 
+import re
+from http import HTTPStatus
+
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from awesomeproxy.proxy.fields import OWS, Field, Kinds, names_in, without
@@ -18,6 +21,9 @@ SPECIAL = frozenset(
     b"connection content-length transfer-encoding upgrade keep-alive proxy-connection te".split()
 )
 KINDS = Kinds(SPECIAL)
+PHRASES = frozenset(status.phrase.encode() for status in HTTPStatus)
+PHRASE = re.compile(rb"[\t -~\x80-\xff]*\Z")  # RFC 9112, section 4
+MAX_HEAD = 128 * 1024  # bytes of a head, with the interim responses before it; or of trailers
 
 
 class BadResponse(Exception):
@@ -33,7 +39,7 @@ class Response:
     chunked = False
     until_close = False  # its body ends where the connection does
     keep_alive = True
-    keep_alive_timeout = 0.0  # what the server says of its own patience, in seconds
+    keep_alive_timeout = -1.0  # what the server says of its own patience, in seconds; -1: nothing
     upgrade = b""
     head_complete = False
     complete = False
@@ -57,6 +63,7 @@ class ResponseParser:
         self._special: dict[bytes, bytes] = {}
         self._raw_left = 0
         self._excess = False
+        self._idle_fed = 0  # bytes since the request, or since the last of the body
         self._response = Response()
         self._fields = self._response.fields
         self.interim: list[Response] = []  # 1xx, before the response itself
@@ -67,6 +74,7 @@ class ResponseParser:
         """A request has been sent; ``head_only`` if it was HEAD."""
         self._head_only = head_only
         self._fresh = False
+        self._idle_fed = 0
         self.response = AWAITED
 
     def feed(self, data: bytes) -> None:
@@ -93,14 +101,21 @@ class ResponseParser:
         response = self.response
         if self._excess:
             raise BadResponse("the server has sent more than its response")
-        if response.complete and not self._fresh:
-            # A response without a body, whatever its fields say: the parser would wait.
-            self._parser = HttpResponseParser(self)
-            self._fresh = True
-        elif response.length > 0 and response.head_complete and not response.complete:
+        if response.complete:
+            if not self._fresh:
+                # A response without a body, whatever its fields say: the parser would wait.
+                self._parser = HttpResponseParser(self)
+                self._fresh = True
+        elif response.length > 0:
             # Nothing in a long body needs parsing: counting will do, and spares copying it.
             self._raw_left = response.length - sum(map(len, response.chunks))
             self._parser = HttpResponseParser(self)
+        elif response.chunks:
+            self._idle_fed = 0
+        else:
+            self._idle_fed += len(data)
+            if self._idle_fed > MAX_HEAD:
+                raise BadResponse(f"its head or its trailers are longer than {MAX_HEAD} bytes")
 
     def close(self) -> bool:
         """The server has closed the connection; return whether its response is complete."""
@@ -156,6 +171,8 @@ class ResponseParser:
         self._fields = response.trailers
         parser = self._parser
         status = response.status = parser.get_status_code()
+        if response.reason not in PHRASES and not PHRASE.match(response.reason):
+            raise BadResponse("the server has answered with a reason that is not text")
         length = special.pop(b"content-length", None)
         if length is not None:
             response.length = int(length)

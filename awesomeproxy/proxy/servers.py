@@ -68,10 +68,9 @@ class LiveServer:
 
         :param oldest: take none that has been idle since before then.
         """
-        while self.idle:
+        while self.idle and self.idle[-1].idle_since >= oldest:
             connection = self.idle.pop()
-            young = connection.deadline > now and connection.idle_since >= oldest
-            if young and connection.open:
+            if connection.deadline > now and connection.open:
                 return connection
             connection.close()
         return None
@@ -137,11 +136,12 @@ class LiveBackend:
         self.close_idle()
 
 
-def peer_has_closed(sock: socket.socket) -> bool:
-    """Whether the kernel knows already that the peer of ``sock`` has gone."""
+def is_silent(sock: socket.socket) -> bool:
+    """Whether the peer of ``sock`` has, as far as the kernel knows, neither left nor spoken."""
     try:
-        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
-        return False
-    except OSError:
         return True
+    except OSError:
+        pass
+    return False

@@ -17,13 +17,16 @@ from twisted.python.failure import Failure
 
 from awesomeproxy.model import Server
 from awesomeproxy.proxy.responses import BadResponse, ResponseParser
-from awesomeproxy.proxy.servers import LiveServer, peer_has_closed
+from awesomeproxy.proxy.servers import LiveServer, is_silent
 from awesomeproxy.proxy.sweep import NEVER
 
 if TYPE_CHECKING:
     from awesomeproxy.proxy.exchange import Exchange
     from awesomeproxy.proxy.site import LiveSite
     from awesomeproxy.proxy.tunnel import Tunnel
+
+
+FLUSH = 5.0  # seconds that a server may take for the last of what it is sent
 
 
 class ServerConnection(Protocol):
@@ -38,6 +41,7 @@ class ServerConnection(Protocol):
         self.parser = ResponseParser()
         self.tunnel: Tunnel | None = None  # once the protocol has been switched
         self.heard = False  # a byte has come for the present exchange
+        self.unsent_seen = 0  # what the server had not taken when last it was late
         self.reused = False
         self.deadline = NEVER
         self.idle_since = 0.0
@@ -50,7 +54,7 @@ class ServerConnection(Protocol):
     @property
     def open(self) -> bool:
         """Whether the server, as far as the kernel knows, still listens on it."""
-        return bool(self.transport.connected) and not peer_has_closed(self.transport.socket)
+        return bool(self.transport.connected) and is_silent(self.transport.socket)
 
     # Opening
 
@@ -136,9 +140,12 @@ class ServerConnection(Protocol):
             return
         patience = config.idle_timeout
         announced = self.parser.response.keep_alive_timeout
-        if announced:
+        if announced >= 0:
             # A second less than the server's own, so that it is never the first to close.
             patience = min(patience, announced - 1)
+            if patience <= 0:
+                self.close()
+                return
         self.idle_since = now
         self.deadline = now + patience
         server.idle.append(self)
@@ -148,9 +155,9 @@ class ServerConnection(Protocol):
         self.deadline = NEVER
         if self.exchange is not None:
             self.exchange.server_late(self, now)
+        elif self.transport.disconnecting:
+            self.abort()
         else:
-            if self in self.server.idle:
-                self.server.idle.remove(self)
             self.close()
 
     def close(self) -> None:
@@ -159,6 +166,7 @@ class ServerConnection(Protocol):
         if self._dial is not None:
             self._dial.disconnect()
         elif self.transport is not None and self.transport.connected:
+            self.deadline = self.site.plane.seconds() + FLUSH
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
@@ -176,6 +184,8 @@ class ServerConnection(Protocol):
         if self.exchange is not None:
             self.exchange = None
             self.server.busy -= 1
+        elif self in self.server.idle:
+            self.server.idle.remove(self)
 
 
 class _Dial(ClientFactory):
