@@ -25,6 +25,7 @@ from twisted.logger import Logger
 FLUSH_EVERY = 0.5  # seconds
 FLUSH_AT = 64 * 1024  # bytes
 KEEP_AT_MOST = 4 * 1024 * 1024  # bytes, while the log cannot be written
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 log = Logger()
 
@@ -41,6 +42,8 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._size = 0
         self._lost = 0
+        self._stuck = False  # it could not be written when last that was tried
+        self._torn = False  # a line has been written in part
         self._call: IDelayedCall | None = None
         self._second = 0
         self._stamp = b""
@@ -58,7 +61,7 @@ class AccessLog:
         if self._path == "-":
             self._fd = 1
             return
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fd = os.open(self._path, FLAGS, 0o640)
         if self._fd >= 0:
             self.flush()
             os.close(self._fd)
@@ -76,7 +79,7 @@ class AccessLog:
         self._size += len(line)
         if self._call is None:
             self._call = self._clock.callLater(FLUSH_EVERY, self._flush_later)
-        elif self._size > FLUSH_AT:
+        elif self._size > FLUSH_AT and not self._stuck:
             self.flush()
 
     def _flush_later(self) -> None:
@@ -90,10 +93,15 @@ class AccessLog:
         if not self._lines:
             return
         data = b"".join(self._lines)
-        rest = data[self._write(data) :]
+        written = self._write(data)
+        rest = data[written:]
+        self._stuck = bool(rest)
+        if written:
+            self._torn = data[written - 1 : written] != b"\n"
         if len(rest) > KEEP_AT_MOST:
-            self._lost += rest.count(b"\n")
-            rest = b""
+            torn = rest.index(b"\n") + 1 if self._torn else 0
+            self._lost += rest.count(b"\n", torn)
+            rest = rest[:torn]
         elif not rest and self._lost:
             log.warn("{lost} lines of the access log could not be written", lost=self._lost)
             self._lost = 0
@@ -102,12 +110,13 @@ class AccessLog:
 
     def _write(self, data: bytes) -> int:
         written = 0
+        # Others write to standard output as well, so it is not ours to set O_NONBLOCK on;
+        # but a pipe that is writable takes this much without blocking.
+        size = select.PIPE_BUF if self._path == "-" else len(data)
+        poll = select.poll()  # select() knows no descriptor above 1023
+        poll.register(self._fd, select.POLLOUT)
         try:
-            while written < len(data):
-                if not select.select((), (self._fd,), (), 0)[1]:
-                    break
-                # A pipe that is writable takes this much without blocking.
-                size = select.PIPE_BUF if self._path == "-" else len(data)
+            while written < len(data) and poll.poll(0):
                 written += os.write(self._fd, data[written : written + size])
         except OSError:
             pass
