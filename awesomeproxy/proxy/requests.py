@@ -113,6 +113,13 @@ class Request:
         """The value of the first end-to-end field of that (lower-case) name."""
         return find(self.fields, name)
 
+    def take(self, name: bytes) -> bytes | None:
+        """The same, and no field of that name is forwarded."""
+        value = self.field(name)
+        if value is not None:
+            self.fields[:] = without(self.fields, {name})
+        return value
+
 
 class RequestParser:
     """Turns the bytes of one connection into requests."""

@@ -12,7 +12,6 @@ from twisted.internet.interfaces import IDelayedCall
 from awesomeproxy.gate import Gate
 from awesomeproxy.model import Backend, Counters, Desired, Mode, Observed, Placement, Site
 from awesomeproxy.proxy.health import Checks, Probe
-from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.servers import LiveBackend
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ class LiveSite:
         self.retried = 0
         self.ambiguous = 0
         self.failed = 0
+        self.bypass_field = b""  # the name of the header that lets by, in lower case
         self.closed = 0  # requests and tunnels cut since the last hold began
         self._checks: dict[str, list[Checks]] = {}
         self._probe: Probe | None = None
@@ -84,6 +84,7 @@ class LiveSite:
 
     def _define(self, site: Site) -> None:
         self.site = site
+        self.bypass_field = site.bypass.header.lower().encode() if site.bypass.secret else b""
         self.gate.configure(
             site.hold,
             ramp=site.ramp,
@@ -110,15 +111,16 @@ class LiveSite:
     def _place(self, placement: Placement) -> None:
         before, self.placement = self.backend, placement
         self.backend = self.backends.get(placement.backend)
+        holds = placement.mode is Mode.HOLDING or self.backend is None
+        if holds:
+            self._hold()
         if before is not self.backend:
             # What the old place refused, the new one may take.
             self._stop_probe()
             self.gate.reachable()
             if before is not None:
                 before.close_idle()
-        if placement.mode is Mode.HOLDING or self.backend is None:
-            self._hold()
-        else:
+        if not holds:
             self._open()
         self._watch_expiry()
         self.plane.changed(self.site.name)
@@ -266,16 +268,17 @@ class LiveSite:
 
     # What exchanges ask
 
-    def lets_by(self, request: Request, client: ClientConnection | None) -> bool:
-        """Whether a request passes the held gate: the operator tries the new place."""
+    def lets_by(self, secret: bytes | None, client: ClientConnection | None) -> bool:
+        """Whether a request passes the held gate: the operator tries the new place.
+
+        :param secret: what the request had in the field :attr:`bypass_field`.
+        """
         bypass = self.site.bypass
         if not self.gate.holding or client is None or self.backend is None:
             return False
-        if bypass.header:
-            given = request.field(bypass.header.lower().encode())
-            if given is not None and hmac.compare_digest(given, bypass.secret.encode()):
-                self._was_drained = False  # it is not, from here on
-                return True
+        if secret is not None and hmac.compare_digest(secret, bypass.secret.encode()):
+            self._was_drained = False  # it is not, from here on
+            return True
         if not bypass.networks:
             return False
         try:
