@@ -12,9 +12,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 INTERVAL = 0.25  # seconds
 NEVER = float("inf")
+
+log = Logger()
 
 
 class Timed(Protocol):
@@ -55,4 +58,7 @@ class Sweep:
         now = self._clock.seconds()
         for timed in [timed for timed in self._timed if timed.deadline <= now]:
             if timed in self._timed:
-                timed.expired(now)
+                try:
+                    timed.expired(now)
+                except Exception:  # one that fails must not keep the others waiting
+                    log.failure("the deadline of {timed} has passed", timed=timed)

@@ -32,11 +32,12 @@ class EagerWrites:
     dataBuffer: bytes
     _tempDataLen: int
     _writeDisconnected: bool
+    _aborting: bool
 
     def write(self, data: bytes) -> None:
         """Send ``data`` now as far as the kernel takes it; queue the rest."""
         if not self._tempDataLen and not self.dataBuffer and self.connected and data:
-            if self._writeDisconnected:
+            if self._writeDisconnected or self._aborting:
                 return
             try:
                 sent = self.socket.send(data)
