@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 
 from awesomeproxy.gate import HeldTotal
 from awesomeproxy.happenings import Once
@@ -45,17 +45,19 @@ class Plane:
         max_connections: int = 16_000,
         max_held: int = 50_000,
         max_held_bytes: int = 1024 * 1024 * 1024,
+        clock: IReactorTime | None = None,
         on_change: Callable[[str], None] = lambda site: None,
     ) -> None:
         """
         :param name: the node's, for the Via field.
         :param max_connections: of clients.
         :param max_held: requests held, all sites together; ``max_held_bytes`` likewise.
+        :param clock: for deadlines, instead of one that cannot be set back.
         :raise OSError: the access log cannot be opened.
         """
         self.reactor = reactor
         self.eager = eager(reactor)
-        self.clock = SteadyClock(reactor)
+        self.clock = clock or SteadyClock(reactor)
         self.seconds: Callable[[], float] = self.clock.seconds
         self.sweep = Sweep(self.clock)
         self.held = HeldTotal(max_held, max_held_bytes)
