@@ -176,9 +176,9 @@ def absolute_path(value: object) -> str:
     return path
 
 
-def optional_path(value: object) -> str:
-    """An absolute path, or nothing."""
-    return absolute_path(value) if value != "" else ""
+def log_path(value: object) -> str:
+    """The absolute path of a log, ``-`` for standard output, or nothing."""
+    return value if isinstance(value, str) and value in ("", "-") else absolute_path(value)
 
 
 def socket_path(value: object) -> str:

@@ -246,7 +246,7 @@ _NODE = Shape(
         "name": addresses.name,
         "state_dir": addresses.absolute_path,
         "control": addresses.socket_path,
-        "access_log": addresses.optional_path,
+        "access_log": addresses.log_path,
         "drain_time": duration(zero=True),
         "max_connections": count(),
         "hold": Shape(dict[str, int], {"max_requests": count(), "max_bytes": size()}),

@@ -374,6 +374,13 @@ def test_the_endpoints_of_twisted_are_taken(endpoint: str) -> None:
     assert read.listen == (Listen(endpoint),)
 
 
+@pytest.mark.parametrize("path", ["/var/log/access.log", "-", ""])
+def test_an_access_log_is_a_file_standard_output_or_nothing(path: str) -> None:
+    """An absolute path, a dash, or an empty string."""
+    text = text_with("[node]", f'access_log = "{path}"')
+    assert config.parse(text, "f.toml").access_log == path
+
+
 def test_every_key_gets_where_it_belongs() -> None:
     """A file with a value of its own for every key comes to exactly these settings."""
     text = """
