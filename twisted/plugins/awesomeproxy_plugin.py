@@ -2,7 +2,7 @@
 
 from twisted.application.service import ServiceMaker
 
-awesomeproxy = ServiceMaker(
+awesomeproxy = ServiceMaker(  # type: ignore[no-untyped-call]
     "AwesomeProxy",
     "awesomeproxy.tap",
     "A reverse proxy that lets sites move between servers without a failed request.",
