@@ -53,54 +53,33 @@ HELD_OVERHEAD = 1024  # bytes that a held request takes beside its head and body
 class Exchange:
     """A request and what becomes of it.  ``client`` is None once it has left."""
 
-    __slots__ = (
-        "address",
-        "bypass",
-        "bytes_sent",
-        "chunked",
-        "client",
-        "connection",
-        "counted",
-        "head_sent",
-        "held",
-        "keep_alive",
-        "replay",
-        "replay_size",
-        "request",
-        "request_sent",
-        "sends",
-        "server",
-        "site",
-        "started",
-        "status",
-        "tried",
-        "waiting",
-    )
+    # What most exchanges never change costs nothing to set up this way.
+    client: ClientConnection | None
+    connection: ServerConnection | None = None
+    server: LiveServer | None = None  # the last it was meant for
+    waiting: Deferred[Outcome] | None = None
+    counted = False  # in flight at the gate
+    bypass = False
+    head_sent = False  # of the response, to the client
+    request_sent = False
+    chunked = False  # the response's body, to the client
+    sends = 0
+    tried = NONE_TRIED
+    replay: list[bytes] | None = None
+    replay_size = 0
+    held = 0.0
+    status = 0
+    bytes_sent = 0
 
     def __init__(
         self, client: ClientConnection, request: Request, site: LiveSite, started: float
     ) -> None:
-        self.client: ClientConnection | None = client
+        self.client = client
         self.address = client.origin.address
         self.request = request
         self.site = site
         self.started = started
-        self.connection: ServerConnection | None = None
-        self.server: LiveServer | None = None  # the last it was meant for
-        self.waiting: Deferred[Outcome] | None = None
-        self.counted = False  # in flight at the gate
-        self.bypass = False
-        self.head_sent = False  # of the response, to the client
-        self.request_sent = False
-        self.chunked = False  # the response's body, to the client
         self.keep_alive = request.keep_alive
-        self.sends = 0
-        self.tried = NONE_TRIED
-        self.replay: list[bytes] | None = None
-        self.replay_size = 0
-        self.held = 0.0
-        self.status = 0
-        self.bytes_sent = 0
 
     def __repr__(self) -> str:
         doing = "held" if self.waiting is not None else f"sent {self.sends} times"

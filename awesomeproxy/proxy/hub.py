@@ -18,7 +18,7 @@ import select
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.error import ConnectionDone, ConnectionFdescWentAway, ConnectionLost
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -125,8 +125,6 @@ class Hub:
                     if event & WRITE and not why:
                         reading = False
                         why = member.doWrite()
-                    if not why and member.fileno() != fd:
-                        why = ConnectionFdescWentAway("Filedescriptor went away")
                 except Exception as problem:
                     log.failure("in {member}", member=member)
                     why = problem

@@ -21,6 +21,7 @@ SPECIAL = frozenset(
     b"connection content-length transfer-encoding upgrade keep-alive proxy-connection te".split()
 )
 KINDS = Kinds(SPECIAL)
+KEEP_ALIVE = {b"connection": b"keep-alive"}  # what some servers say each time
 PHRASES = frozenset(status.phrase.encode() for status in HTTPStatus)
 PHRASE = re.compile(rb"[\t -~\x80-\xff]*\Z")  # RFC 9112, section 4
 MAX_HEAD = 128 * 1024  # bytes of a head, with the interim responses before it; or of trailers
@@ -62,6 +63,7 @@ class ResponseParser:
         self._head_only = True
         self._special: dict[bytes, bytes] = {}
         self._raw_left = 0
+        self._plain = False  # what is fed begins with an HTTP/1.1 response
         self._excess = False
         self._idle_fed = 0  # bytes since the request, or since the last of the body
         self._response = Response()
@@ -89,6 +91,7 @@ class ResponseParser:
                 return
         if self._fresh:
             raise BadResponse("the server has sent what nobody asked for")
+        self._plain = data.startswith(b"HTTP/1.1 ")
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as switch:
@@ -178,7 +181,9 @@ class ResponseParser:
             response.length = int(length)
         response.keep_alive = parser.should_keep_alive()
         # With no other special field, only HTTP/1.1 keeps alive: spares reading the version.
-        if special or not response.keep_alive:
+        if self._plain and special == KEEP_ALIVE:
+            response.keep_alive = True
+        elif special or not response.keep_alive:
             self._judge_special(response, special)
         if status < 200:
             self._judge_interim(response)
@@ -212,9 +217,6 @@ class ResponseParser:
         if version not in ("1.0", "1.1") or not 100 <= response.status <= 999:
             raise BadResponse(f"the server has answered HTTP/{version} {response.status}")
         connection = special.get(b"connection", b"").lower()
-        if connection == b"keep-alive" and len(special) == 1:
-            response.keep_alive = True
-            return
         names = names_in(connection)
         response.keep_alive = b"close" not in names and (version == "1.1" or b"keep-alive" in names)
         coding = special.get(b"transfer-encoding")

@@ -19,15 +19,19 @@ import socket
 from typing import Any
 
 from twisted.internet import tcp, unix
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from zope.interface import directlyProvides, providedBy
 
 from awesomeproxy.proxy.hub import Hub
+
+READ_AT_MOST = 64 * 1024  # bytes in one go
 
 
 class EagerWrites:
     """Mixed into a Twisted connection: try to send before queueing."""
 
     socket: Any
+    protocol: Any
     connected: int
     dataBuffer: bytes
     _tempDataLen: int
@@ -48,6 +52,19 @@ class EagerWrites:
             if sent:
                 data = data[sent:]
         super().write(data)  # type: ignore[misc]
+
+    def doRead(self) -> Any:
+        """Hand what has arrived to the protocol."""
+        try:
+            data = self.socket.recv(READ_AT_MOST)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
+            return CONNECTION_DONE
+        self.protocol.dataReceived(data)
+        return None
 
     @property
     def unsent(self) -> int:
