@@ -495,8 +495,8 @@ class Daemon:
     # Clients
 
     async def connect(self) -> Talk:
-        endpoint = TCP4ClientEndpoint(reactor, HOST, self.port)  # type: ignore[no-untyped-call]
-        talk: Talk = await connectProtocol(endpoint, Talk())
+        endpoint = TCP4ClientEndpoint(reactor, HOST, self.port)
+        talk: Talk = await connectProtocol(endpoint, Talk())  # type: ignore[no-untyped-call]
         self.talks.append(talk)
         return talk
 

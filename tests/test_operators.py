@@ -70,7 +70,7 @@ async def test_the_last_pause_to_give_up_undoes_what_the_first_began(stage: Stag
     await daemon.until_site(state="draining")
     second = daemon.ask("pause", site="blog", timeout=0.6)
     results = await DeferredList([first, second], consumeErrors=True)
-    texts = [str(failure.value) for _, failure in results]  # type: ignore[attr-defined]
+    texts = [str(failure.value) for _, failure in results]
     assert "another pause that waits" in texts[0]
     assert "the pause was undone" in texts[1]
     assert (await daemon.site())["state"] == "open"
