@@ -53,7 +53,9 @@ def find(fields: Iterable[Field], wanted: bytes) -> bytes | None:
 class Kinds(dict[bytes, bytes]):
     """What kind of field a name, as it is spelled, names: ``kinds[name]``.
 
-    The answer is the name in lower case if it is special, and empty if it is not.
+    The answer is the name in lower case if it is special, and empty if it is not.  What
+    differs from a special name by underscores alone is a kind of its own: CGI and WSGI
+    cannot tell X_Forwarded_For from X-Forwarded-For, so neither may travel.
     """
 
     def __init__(self, special: frozenset[bytes]) -> None:
@@ -62,7 +64,7 @@ class Kinds(dict[bytes, bytes]):
 
     def __missing__(self, name: bytes) -> bytes:
         key = name.lower()
-        kind = key if key in self._special else b""
+        kind = key if key.replace(b"_", b"-") in self._special else b""
         if len(name) <= LONGEST:
             if len(self) >= REMEMBERED:
                 self.clear()

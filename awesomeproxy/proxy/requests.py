@@ -45,12 +45,11 @@ SPECIAL = frozenset(
     b" proxy-connection via forwarded x-forwarded-for x-forwarded-proto x-forwarded-host"
     b" x-request-id max-forwards http2-settings".split()
 )
-# CGI and WSGI cannot tell X_Forwarded_For from X-Forwarded-For: such fields are dropped.
-ALIASES = frozenset(name.replace(b"-", b"_") for name in SPECIAL if b"-" in name)
-KINDS = Kinds(SPECIAL | ALIASES)
+KINDS = Kinds(SPECIAL)
 PLAIN = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))  # values of Connection
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?\Z")
+END = b"\r\n\r\n"  # of a head; or it is in a body
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/")
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
 
@@ -130,7 +129,8 @@ class RequestParser:
         self._request = Request()
         self._fields = self._request.fields
         self._special: dict[bytes, bytes] | None = None
-        self._fed = 0  # bytes of a head that began in an earlier feed
+        self._fed = 0  # bytes that are certainly of the head that has begun
+        self._unsure = 0  # bytes that may be of it as well
         self._feeding = 0  # bytes of this feed
         self._in_head = False
         self._raw_left = 0  # of a long body with a length: bytes that need no parsing
@@ -179,7 +179,11 @@ class RequestParser:
                 return
         request = self._request
         if self._in_head:
-            self._fed = max(self._fed, len(request.target) + size_of(request.fields))
+            if not self._fed:  # it has begun in this feed
+                self._fed = len(data)
+                if END in data:
+                    self._fed = max(1, len(request.target) + size_of(request.fields))
+                self._unsure = len(data) - self._fed
             if self._fed > self._listen.max_head:
                 self._too_long()
         elif not request.complete and self.refusal is None:
@@ -254,7 +258,7 @@ class RequestParser:
             self._refuse(414, f"The request's target is longer than {listen.max_target} bytes.")
         elif len(request.fields) > listen.max_headers:
             self._refuse(431, f"The request has more than {listen.max_headers} header fields.")
-        elif self._fed + self._feeding > listen.max_head:
+        elif self._fed + self._feeding + self._unsure > listen.max_head:
             self._judge_size(request, special)
         if self.refusal is None:
             self.ready.append(request)
@@ -274,8 +278,13 @@ class RequestParser:
     # The rest is off the usual way
 
     def _judge_size(self, request: Request, special: dict[bytes, bytes]) -> None:
-        apart = len(request.host or b"") + len(request.connection or b"")
-        size = len(request.target) + size_of(request.fields) + size_of(special.items()) + apart
+        self._unsure = 0
+        size = len(b"%b %b HTTP/1.1\r\n\r\n" % (request.method, request.target))
+        size += size_of(request.fields) + size_of(special.items())
+        if request.host is not None:
+            size += len(b"Host: %b\r\n" % request.host)
+        if request.connection is not None:
+            size += len(b"Connection: %b\r\n" % request.connection)
         if size > self._listen.max_head:
             self._too_long()
 
