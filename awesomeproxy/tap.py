@@ -8,6 +8,7 @@ begins with the service, in the process that stays.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -67,10 +68,15 @@ class NodeService(Service):
     def _start(self) -> None:
         self._take_signals()
         self._started = Deferred.fromCoroutine(self._node.start(self._open_control))
-        self._started.addErrback(self._cannot_start)
+        self._started.addCallbacks(lambda _: self._settle(), self._cannot_start)
 
     def _open_control(self, path: str) -> Deferred[IListeningPort]:
         return listen_control(self._reactor, path, table, self._node)
+
+    def _settle(self) -> None:
+        """Spare the garbage collector what stays for good: it costs tens of milliseconds."""
+        gc.collect()
+        gc.freeze()
 
     def _cannot_start(self, failure: Failure) -> None:
         log.critical("awesomeproxy cannot start: {why}", why=failure.getErrorMessage())

@@ -86,6 +86,7 @@ class ClientConnection(Protocol):
             self._tunnel.close()
         elif exchange is not None:
             exchange.client_gone()
+        self.parser.discard()
 
     def dataReceived(self, data: bytes) -> None:
         """Part of a request, of a tunnel, or of what nobody reads any more."""

@@ -209,6 +209,10 @@ class RequestParser:
         if rest:
             self.feed(rest)
 
+    def discard(self) -> None:
+        """Nothing will be fed any more: part with httptools' parser, which holds this one."""
+        del self._parser
+
     # Called by the parser
 
     def on_message_begin(self) -> None:

@@ -140,6 +140,10 @@ class ResponseParser:
         self._fresh = True
         return data[left:]
 
+    def discard(self) -> None:
+        """Nothing will be fed any more: part with httptools' parser, which holds this one."""
+        del self._parser
+
     # Called by the parser
 
     def on_message_begin(self) -> None:
@@ -206,8 +210,11 @@ class ResponseParser:
 
     def on_message_complete(self) -> None:
         """A response is complete: the one awaited, unless it was interim."""
-        if self._response is self.response:
-            self.response.complete = True
+        response = self.response
+        if self._response is response:
+            if self._head_only and response.chunked and response.status not in (204, 304):
+                self._excess = True  # the end of chunks that should not have been there
+            response.complete = True
             self._fresh = True
 
     # The rest is off the usual way

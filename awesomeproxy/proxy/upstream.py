@@ -122,6 +122,7 @@ class ServerConnection(Protocol):
             self.tunnel.close()
         elif exchange is not None:
             exchange.lost(self, clean=reason.type is ConnectionDone)
+        self.parser.discard()
 
     def _gone(self) -> None:
         if self.exchange is not None:

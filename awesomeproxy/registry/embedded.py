@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from awesomeproxy.model import Generation, Placement
+from awesomeproxy.model import Generation, Mode, Placement
 from awesomeproxy.registry.book import Book
 from awesomeproxy.registry.interface import Entry, IRegistry
 
@@ -58,7 +58,9 @@ class EmbeddedRegistry(ABC):
         return self._read(self._book.placements)
 
     def place(self, new: Placement, expected: Generation) -> Deferred[Placement]:
-        return self._write(Care.DURABLE, new.site, lambda: self._book.place(new, expected))
+        # A gate that opens has requests waiting for it.
+        care = Care.PROMPT if new.mode is Mode.OPEN else Care.DURABLE
+        return self._write(care, new.site, lambda: self._book.place(new, expected))
 
     def forget(self, site: str, expected: Generation) -> Deferred[None]:
         return self._write(Care.DURABLE, site, lambda: self._book.forget(site, expected))
@@ -105,7 +107,7 @@ class EmbeddedRegistry(ABC):
     ) -> Deferred[Placement]:
         mine = deepcopy(ledger)
         return self._write(
-            Care.PROMPT,
+            Care.DURABLE,
             placement.site,
             lambda: self._book.finish(entry_id, state, placement, expected, reason, mine),
         )
