@@ -264,7 +264,7 @@ class Origin(Factory):
 
 
 def _only_lost(failure: Failure) -> None:
-    failure.trap(Lost)
+    failure.trap(Lost)  # type: ignore[no-untyped-call]
 
 
 async def answering(wire: Wire, answer: bytes = OK) -> None:
