@@ -28,9 +28,13 @@ def _table(value: Any) -> dict[str, Any]:
     table = {}
     for field in dataclasses.fields(value):
         found = getattr(value, field.name)
-        if field.name == "name" or found == field.default:
+        if field.name == "name":
             continue
-        if isinstance(value, HealthCheck) and field.name == "status":
+        is_check = isinstance(value, HealthCheck)
+        # A check with nothing but defaults is still a check, which no table would not be.
+        if found == field.default and not (is_check and field.name == "path"):
+            continue
+        if is_check and field.name == "status":
             table[field.name] = f"{found[0]}-{found[1]}"
         else:
             table[field.name] = _plain(found)

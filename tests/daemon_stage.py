@@ -156,7 +156,7 @@ class OriginConnection(Protocol):
 class Origin(Factory):
     """A server that answers at once, or when it is told to, and keeps all it was asked.
 
-    - ``/later`` is answered by :meth:`let_go`, not before;
+    - ``/later`` is answered by :meth:`let_go`, not before; ``/begun`` ends with it;
     - ``/events`` is an event stream without an end, ``/upgrade`` echoes what comes after;
     - ``/health`` says how it is; ``/crash`` closes the connection without an answer;
     - anything else: ``NAME PATH``, after what ``work`` has done.
@@ -214,13 +214,19 @@ class Origin(Factory):
         """Answer those who wait."""
         waiting, self.waiting = self.waiting, []
         for connection, asked in waiting:
-            connection.reply(f"{self.name} {asked.path}".encode())
+            if asked.path == "/begun":
+                connection.transport.write(b"0\r\n\r\n")
+            else:
+                connection.reply(f"{self.name} {asked.path}".encode())
 
     def answer(self, connection: OriginConnection, asked: Asked) -> None:
         path = asked.path.partition("?")[0]
         transport = connection.transport
         if path == "/later":
             self.waiting.append((connection, asked))
+        elif path == "/begun":
+            self.waiting.append((connection, asked))
+            transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
         elif path == "/events":
             transport.write(
                 b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
