@@ -226,27 +226,29 @@ def test_any_other_response_that_ends_with_the_connection_is_not_complete(data: 
     assert not parse(data)[0].close()
 
 
+def feed_for_ever(parser: ResponseParser, piece: bytes) -> int:
+    """Feed it until that is a fault; return how many bytes it took."""
+    for fed in range(len(piece), 2 * MAX_HEAD, len(piece)):
+        try:
+            parser.feed(piece)
+        except BadResponse:
+            return fed
+        parser.interim.clear()
+    raise AssertionError("there is no bound")
+
+
 @pytest.mark.parametrize("endless", [b"X: y\r\n", b"X: " + b"y" * 1000 + b"\r\n", b"y" * 1000])
 def test_a_head_is_bounded(endless: bytes) -> None:
     parser, fault = parse(b"HTTP/1.1 200 OK\r\n")
-    fed = 0
-    with pytest.raises(BadResponse):
-        while fed < 2 * MAX_HEAD:
-            fed += len(endless)
-            parser.feed(endless)
+    fed = feed_for_ever(parser, endless)
     assert not fault
     assert fed <= MAX_HEAD + len(endless)
 
 
 def test_interim_responses_are_bounded() -> None:
     parser, _ = parse()
-    fed = 0
     interim = b"HTTP/1.1 102 Processing\r\n\r\n"
-    with pytest.raises(BadResponse):
-        while fed < 2 * MAX_HEAD:
-            fed += len(interim)
-            parser.feed(interim)
-            parser.interim.clear()
+    fed = feed_for_ever(parser, interim)
     assert fed <= MAX_HEAD + len(interim)
 
 
@@ -254,11 +256,7 @@ def test_interim_responses_are_bounded() -> None:
 def test_trailers_are_bounded(endless: bytes) -> None:
     parser, _ = parse(CHUNKED + b"1\r\na\r\n0\r\n")
     parser.response.chunks.clear()
-    fed = 0
-    with pytest.raises(BadResponse):
-        while fed < 2 * MAX_HEAD:
-            fed += len(endless)
-            parser.feed(endless)
+    fed = feed_for_ever(parser, endless)
     assert fed <= MAX_HEAD + len(endless)
 
 

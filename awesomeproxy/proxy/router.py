@@ -106,7 +106,7 @@ class Router(Generic[S]):
                 name = head
         name = name.rstrip(".")
         found = [self._exact[name]] if name in self._exact else []
-        dot = name.find(".")
+        dot = name.find(".", 1)  # a wildcard stands for at least one letter
         while dot >= 0:
             if name[dot:] in self._wild:
                 found.append(self._wild[name[dot:]])
