@@ -202,19 +202,19 @@ class Migration:
         hold = replace(hold, generation=entry.generation)
         host.adopt(hold)
 
-        await self._record("drain")
+        self._record("drain")
         while not self._drained(hold):
             await self._guard(host.changed(name))
         if cutting is not None and cutting.active():
             cutting.cancel()  # or it would cut those who try the target
 
-        await self._record("switch")
+        self._record("switch")
         host.adopt(replace(hold, backend=self.target))
 
-        await self._record("verify")
+        self._record("verify")
         await self._guard(host.check(name, self.target))
 
-        await self._record("commit")
+        self._record("commit")
         self._final = True
         self._committed = await host.registry.commit(
             entry.id, replace(hold, backend=self.target), hold.generation
@@ -239,7 +239,8 @@ class Migration:
         self._begin("release")
         if after.mode is Mode.OPEN:
             after = await self._reopen(after, held)
-        self._pause = host.reactor.seconds() - self._held_at
+        else:
+            self._pause = host.reactor.seconds() - self._held_at
         self._begin("clean")
         if after.mode is Mode.OPEN:
             await self._until_released()
@@ -249,17 +250,21 @@ class Migration:
         return ledger
 
     async def _reopen(self, after: Placement, held: Placement) -> Placement:
-        """Let the held requests go on; record it first, but do it in any case.
+        """Let the held requests go on, then record that they did.
 
-        The journal says already where the site is, and recovery would open it as well:
-        a disk that is full must not keep requests waiting.
+        That they should is recorded already: the journal's entry says where the site is,
+        and recovery would open it.  So requests need not wait for the disk once more, nor
+        at all if it is full.
         """
+        host = self._host
+        after = replace(after, generation=held.generation)
+        host.adopt(after)
+        self._pause = host.reactor.seconds() - self._held_at
         try:
-            after = await self._host.registry.place(after, held.generation)
+            after = await host.registry.place(after, held.generation)
         except RegistryError as problem:
             log.error("{site}: opening is not recorded: {why}", site=self.site, why=problem)
-            after = replace(after, generation=held.generation)
-        self._host.adopt(after)
+        host.adopt(after)
         return after
 
     async def _until_released(self) -> None:
@@ -293,7 +298,7 @@ class Migration:
             else:
                 back = replace(self._before, generation=back.generation)
                 host.adopt(back)
-        self._pause = host.reactor.seconds() - self._held_at
+        self._pause = self._pause or host.reactor.seconds() - self._held_at
         if back.mode is Mode.OPEN:
             await self._until_released()
         self._begin("")
@@ -339,10 +344,23 @@ class Migration:
         if step:
             self._progress(step, dict(STEPS).get(step, "let the source serve again"))
 
-    async def _record(self, step: str) -> None:
+    def _record(self, step: str) -> None:
+        """A step before the commit begins; the registry writes in turn, so this comes first.
+
+        Requests wait, so nobody waits for the disk: every step up to the commit is undone
+        in the same way, and if this cannot be written the commit cannot either.
+        """
         assert self._entry is not None
         self._begin(step)
-        await self._guard(self._host.registry.step(self._entry.id, step))
+        recorded = self._host.registry.step(self._entry.id, step)
+        recorded.addErrback(
+            lambda failure: log.error(
+                "{site}: the step {step!r} is not recorded: {why}",
+                site=self.site,
+                step=step,
+                why=failure.getErrorMessage(),
+            )
+        )
 
     async def _guard(self, deferred: Deferred[T]) -> T:
         """Wait for ``deferred``, unless the migration is stopped meanwhile."""
