@@ -252,14 +252,14 @@ class Node:
             return
         self.plane.apply(Desired(site, placement))
         self._watch_expiry(placement)
-        if placement != known:
+        event = {"backend": placement.backend, "mode": placement.mode.value}
+        if known is None or event != {"backend": known.backend, "mode": known.mode.value}:
             self.emit(
                 event="placed",
                 site=name,
-                backend=placement.backend,
                 by=placement.by,
-                mode=placement.mode.value,
                 generation=placement.generation,
+                **event,
             )
 
     def observed(self, name: str) -> Observed:
