@@ -87,7 +87,8 @@ async def test_fields_of_one_connection_are_not_passed_on_either_way() -> None:
         )
         server = await s.origin.accept()
         fields = fields_of(await server.until(END))
-        assert not {b"connection", b"x-own", b"keep-alive", b"proxy-connection", b"te"} & set(fields)
+        own = {b"connection", b"x-own", b"keep-alive", b"proxy-connection", b"te"}
+        assert not own & set(fields)
         server.write(ok(b"", b"Connection: X-Theirs", b"X-Theirs: 1", b"Keep-Alive: timeout=5"))
         answer = await client.answer()
         assert [name for name, _ in answer.fields] == ["content-length"]
@@ -228,7 +229,10 @@ async def test_head_has_no_body_and_its_connections_go_on(response: bytes) -> No
 
 @pytest.mark.parametrize(
     "framing",
-    [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"],
+    [
+        b"Content-Length: 5\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ],
     ids=["length", "chunked"],
 )
 @twisted_test
