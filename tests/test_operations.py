@@ -164,7 +164,8 @@ async def test_a_hold_with_an_end_refuses_when_it_has_come(stage: Stage) -> None
 async def test_a_hold_with_an_end_can_end_with_a_resume(stage: Stage) -> None:
     """Then it is the end of the pause that has resumed it."""
     daemon, _, _ = await stage.blog()
-    receipt = await daemon.ask("pause", site="blog", deadline=0.3, then="resume")
+    words = ("pause", "blog", "--for", "600ms", "--then", "resume", "--json")
+    receipt = (await daemon.command(*words)).json
     held = daemon.fetch("/held")
     assert (await held).text == "one /held"
     site = await daemon.site()

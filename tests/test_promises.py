@@ -320,6 +320,20 @@ async def test_a_hold_that_cannot_be_recorded_holds_nothing(stage: Stage) -> Non
     assert (await daemon.get("/")).text == "one /"
 
 
+@twisted_test
+async def test_the_end_of_a_hold_is_tried_again_until_it_is_recorded(stage: Stage) -> None:
+    """A registry that fails at that moment does not keep the site held for ever."""
+    daemon, _, _ = await stage.blog()
+    await daemon.ask("pause", site="blog", deadline=0.3, then="resume")
+    locking = sqlite3.connect(daemon.directory / "state" / "registry.sqlite")
+    locking.execute("BEGIN IMMEDIATE")
+    held = daemon.fetch("/held")
+    await until(lambda: "cannot be resumed yet" in daemon.log)
+    assert (await daemon.site())["held"] == 1
+    locking.close()
+    assert (await held).text == "one /held"
+
+
 # 5. Nothing unbounded
 
 
