@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -394,14 +394,7 @@ class Migration:
             generation=self._host.placement(self.site).generation,
             outcome=outcome,
             reason=reason,
-            requests=counts.requests,
-            held=counts.held,
-            released=counts.released,
-            departed=counts.departed,
-            refused=counts.refused,
-            retried=counts.retried,
-            ambiguous=counts.ambiguous,
-            failed=counts.failed,
+            **asdict(counts),
             longest_added_wait=round(observed.longest_wait, 6) if counts.released else 0.0,
             pause=round(self._pause, 6),
             steps=dict(self._steps),
