@@ -186,7 +186,7 @@ class Origin(Factory):
 
     def open(self) -> None:
         """Listen, the second time at the same place."""
-        self._listening = reactor.listenTCP(self.port, self, interface=HOST)
+        self._listening = reactor.listenTCP(self.port, self, backlog=1024, interface=HOST)
         self.port = self._listening.getHost().port
 
     async def close(self) -> None:
