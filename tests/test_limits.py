@@ -1,0 +1,334 @@
+"""How much, and for how long, a client may: every bound of a listener and of a site."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import replace
+
+import pytest
+from plane_stage import (
+    END,
+    GET,
+    LISTEN,
+    OK,
+    answering,
+    eventually,
+    ok,
+    one_request,
+    post,
+    stage,
+    turns,
+    twisted_test,
+)
+
+from awesomeproxy.model import ListenTimeouts
+
+TIMES = LISTEN.timeouts
+SMALL = replace(LISTEN, max_head=1024, max_target=256, max_headers=10)
+CHUNKED_POST = b"POST / HTTP/1.1\r\nHost: blog.example\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (GET.replace(b"/ ", b"/" + b"x" * 256 + b" "), 414),
+        (GET[:-2] + b"X: " + b"y" * 1024 + END, 431),
+        (GET[:-2] + b"X: y\r\n" * 11 + b"\r\n", 431),
+        (GET[:-2] + b"X: " + b"y" * 70_000, 431),
+        (b"BREW / HTTP/1.1\r\nHost: blog.example\r\n\r\n", 501),
+        (b"CONNECT blog.example:443 HTTP/1.1\r\nHost: blog.example\r\n\r\n", 501),
+        (GET.replace(b"1.1", b"2.0"), 505),
+        (GET[:-2] + b"Expect: miracles\r\n\r\n", 417),
+    ],
+)
+@twisted_test
+async def test_what_is_too_much_or_unknown_is_refused(request_: bytes, status: int) -> None:
+    async with stage(listen=SMALL) as s:
+        client = await s.connect(request_)
+        answer = await client.answer()
+        assert (answer.status, answer["connection"]) == (status, "close")
+        assert await client.rest() == b""
+        assert not s.origin.wires
+
+
+# Bodies
+
+
+@twisted_test
+async def test_a_body_announced_as_too_long_is_refused_before_it_comes() -> None:
+    async with stage(max_body=4) as s:
+        client = await s.connect(post(b"hello")[:-1])
+        assert (await client.answer()).status == 413
+        assert await client.rest() == b""
+        assert not client.reset
+        assert not s.origin.wires
+
+
+@twisted_test
+async def test_the_connection_goes_on_when_the_body_came_all_the_same() -> None:
+    async with stage(answering, max_body=4) as s:
+        client = await s.connect(post(b"hello") + GET)
+        assert (await client.answer()).status == 413
+        assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@twisted_test
+async def test_a_chunked_body_is_refused_when_it_gets_too_long(at_once: bool) -> None:
+    async with stage(max_body=4) as s:
+        client = await s.connect(CHUNKED_POST)
+        if not at_once:
+            server = await s.origin.accept()
+            await server.until(END)
+        for _ in range(3):
+            client.write(b"2\r\nab\r\n")
+            if not at_once:
+                await turns()
+        assert (await client.answer()).status == 413
+        assert await client.rest() == b""
+        await eventually(lambda: not s.live.connections)
+
+
+@twisted_test
+async def test_a_chunked_body_that_comes_too_long_with_its_head_is_not_forwarded() -> None:
+    async with stage(max_body=4) as s:
+        answer = await s.ask(CHUNKED_POST + b"5\r\nhello\r\n0\r\n\r\n")
+        assert answer.status == 413
+        assert not s.origin.wires
+
+
+@pytest.mark.parametrize("request_", [post(b"okay"), CHUNKED_POST + b"4\r\nokay\r\n0\r\n\r\n"])
+@twisted_test
+async def test_a_body_as_long_as_it_may_be_is_forwarded(request_: bytes) -> None:
+    async with stage(answering, max_body=4) as s:
+        client = await s.connect()
+        for byte in request_:
+            client.write(bytes([byte]))
+            await turns(1)
+        assert (await client.answer()).status == 200
+
+
+@twisted_test
+async def test_a_body_that_gets_too_long_after_its_answer_began_ends_both() -> None:
+    async with stage(max_body=4) as s:
+        client = await s.connect(CHUNKED_POST + b"2\r\nab\r\n")
+        server = await s.origin.accept()
+        await server.until(b"ab")
+        server.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        await client.until(b"half")
+        client.write(b"5\r\nhello\r\n")
+        assert b"HTTP" not in await client.rest()
+        assert client.reset
+        await eventually(lambda: server.closed)
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@twisted_test
+async def test_a_body_that_comes_too_slowly_is_refused(framing: str) -> None:
+    async with stage() as s:
+        head = CHUNKED_POST if framing == "chunked" else post(b"x" * 1000).split(END)[0] + END
+        client = await s.connect(head)
+        server = await s.origin.accept()
+        await server.until(END)
+        for _ in range(5):
+            client.write(b"1\r\na\r\n" if framing == "chunked" else b"a")
+            await s.pass_time(TIMES.body / 4)
+        assert (await client.answer()).status == 408
+        assert await client.rest() == b""
+        await eventually(lambda: server.closed)
+        assert b"0\r\n\r\n" not in server.all
+
+
+@twisted_test
+async def test_a_body_at_the_rate_that_is_asked_may_take_its_time() -> None:
+    async with stage() as s:
+        size = int(LISTEN.body_rate * TIMES.body)
+        client = await s.connect(post(b"x" * size * 4).split(END)[0] + END)
+        server = await s.origin.accept()
+        await server.until(END)
+        for _ in range(4):
+            await s.pass_time(TIMES.body * 0.8)
+            client.write(b"x" * size)
+            await server.exactly(size)
+        server.write(OK)
+        assert (await client.answer()).status == 200
+
+
+@twisted_test
+async def test_the_servers_time_begins_when_the_body_is_there() -> None:
+    async with stage() as s:
+        client = await s.connect(post(b"x" * 120_000).split(END)[0] + END)
+        server = await s.origin.accept()
+        await server.until(END)
+        for _ in range(10):
+            client.write(b"x" * 12_000)
+            await server.exactly(12_000)
+            await s.pass_time(TIMES.body / 2)
+        await s.pass_time(s.site.timeouts.response)
+        assert (await client.answer()).status == 504
+
+
+# Heads
+
+
+@twisted_test
+async def test_a_head_that_trickles_in_is_late_all_the_same() -> None:
+    async with stage() as s:
+        client = await s.connect(b"GET / HTTP/1.1\r\n")
+        for _ in range(10):
+            await s.pass_time(TIMES.head / 9)
+            if not client.closed:
+                client.write(b"X: y\r\n")
+        answer = await client.answer()
+        assert (answer.status, answer["connection"]) == (408, "close")
+        assert await client.rest() == b""
+
+
+@twisted_test
+async def test_a_second_head_that_trickles_in_is_late_too() -> None:
+    async with stage(answering) as s:
+        client = await s.connect(GET + b"GET / HTTP/1.1\r\n")
+        assert (await client.answer()).status == 200
+        for _ in range(10):
+            await s.pass_time(TIMES.head / 9)
+            if not client.closed:
+                client.write(b"X: y\r\n")
+        assert (await client.answer()).status == 408
+
+
+@twisted_test
+async def test_a_client_that_says_nothing_is_closed() -> None:
+    async with stage() as s:
+        client = await s.connect()
+        await eventually(lambda: s.plane.clients)
+        await s.pass_time(TIMES.head + 1)
+        assert await client.rest() == b""
+        assert not client.reset
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n"])
+@twisted_test
+async def test_a_kept_connection_is_closed_when_it_idles_even_with_empty_lines(said: bytes) -> None:
+    async with stage(answering) as s:
+        client = await s.connect(GET)
+        assert (await client.answer()).status == 200
+        for _ in range(4):
+            await s.pass_time(TIMES.idle / 4)
+            if said and not client.closed:
+                client.write(said)
+        await s.pass_time(5)
+        assert await client.rest() == b""
+        assert not client.reset
+
+
+@twisted_test
+async def test_a_kept_connection_is_kept_while_it_is_used() -> None:
+    async with stage(answering) as s:
+        client = await s.connect()
+        for _ in range(4):
+            client.write(GET)
+            assert (await client.answer()).status == 200
+            await s.pass_time(TIMES.idle - 1)
+        assert not client.closed
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@twisted_test
+async def test_a_request_may_take_longer_than_a_connection_may_idle(times: int) -> None:
+    listen = replace(LISTEN, timeouts=ListenTimeouts(idle=5, head=5))
+    async with stage(listen=listen) as s:
+        client = await s.connect(GET * times)
+        server = await s.origin.accept()
+        for _ in range(times):
+            await one_request(server)
+            await s.pass_time(30)
+            server.write(OK)
+            assert (await client.answer()).status == 200
+
+
+# Answers that nobody takes
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@twisted_test
+async def test_a_client_that_takes_nothing_is_cut(kept: bool) -> None:
+    request = GET if kept else GET[:-2] + b"Connection: close\r\n\r\n"
+    async with stage() as s:
+        client = await s.connect()
+        client.stop_reading()
+        client.write(request)
+        server = await s.origin.accept()
+        await one_request(server)
+        server.write(ok(b"x" * 50_000_000))
+        (there,) = s.plane.clients
+        await eventually(lambda: there.transport.unsent)
+        await s.pass_time(TIMES.write * 3)
+        assert not s.plane.clients
+        await eventually(lambda: server.closed)
+        assert not s.gate.in_flight
+
+
+@pytest.mark.parametrize("size", [32_000_000, 32_000_000 - 60_000])
+@pytest.mark.parametrize("kept", [True, False])
+@twisted_test
+async def test_a_client_that_takes_little_by_little_gets_it_all(kept: bool, size: int) -> None:
+    request = GET if kept else GET[:-2] + b"Connection: close\r\n\r\n"
+    async with stage() as s:
+        client = await s.connect()
+        client.stop_reading()
+        client.write(request)
+        server = await s.origin.accept()
+        await one_request(server)
+        server.write(ok(b"x" * size))
+        (there,) = s.plane.clients
+        await eventually(lambda: there.transport.unsent)
+        for taken in range(0, size, size // 4):  # more than the kernels keep
+            await s.pass_time(TIMES.write * 0.9)
+            client.read_on()
+            await eventually(lambda: len(client.buffer) > taken)  # noqa: B023
+            client.stop_reading()
+        client.read_on()
+        assert (await client.answer()).body == b"x" * size
+
+
+# Connections
+
+
+@twisted_test
+async def test_a_client_too_many_is_told_so() -> None:
+    async with stage(answering, plane={"max_connections": 2}) as s:
+        first, second = await s.connect(GET), await s.connect(GET)
+        assert (await first.answer()).status == 200
+        assert (await second.answer()).status == 200
+        third = await s.connect(GET)
+        answer = await third.answer()
+        assert (answer.status, answer["retry-after"]) == (503, "2")
+        assert await third.rest() == b""
+        assert not third.reset
+        first.abort()
+        await eventually(lambda: len(s.plane.clients) == 1)
+        assert (await s.ask()).status == 200
+
+
+@twisted_test
+async def test_clients_far_too_many_are_not_even_told() -> None:
+    async with stage(plane={"max_connections": 0}) as s:
+        address = ("127.0.0.1", s.plane.listening[0].port)
+        with contextlib.ExitStack() as stack:
+            for _ in range(300):
+                stack.enter_context(socket.create_connection(address))
+                await turns(1)
+            assert len(s.plane.clients) == 256
+
+
+@twisted_test
+async def test_a_client_that_is_turned_away_cannot_stay() -> None:
+    async with stage(answering) as s:
+        client = await s.connect(b"nonsense\r\n\r\n")
+        await client.answer()
+        for _ in range(6):
+            if not client.closed:
+                client.write(b"x" * 100)
+            await s.pass_time(0.5)
+        assert not s.plane.clients
