@@ -177,6 +177,40 @@ async def test_twistd_puts_it_into_the_background(stage: Stage) -> None:
     assert "cannot start" in daemon.log
 
 
+@twisted_test
+async def test_a_crowd_of_clients_is_let_in(stage: Stage) -> None:
+    """More than Twisted's backlog of 50 can come while the daemon does something else."""
+    daemon = await stage.serving()
+    daemon.signal(signal.SIGSTOP)
+    clients = []
+    try:
+        for _ in range(300):
+            clients.append(socket.create_connection((HOST, daemon.port), timeout=0.5))
+    finally:
+        daemon.signal(signal.SIGCONT)
+        for client in clients:
+            client.close()
+
+
+@twisted_test
+async def test_a_unix_listener_of_a_killed_daemon_is_in_nobodys_way(stage: Stage) -> None:
+    """The next one takes its place."""
+    daemon, one = stage.daemon(), stage.origin("one")
+    path = daemon.directory / "http.sock"
+    daemon.configure(f'[[listen]]\nendpoint = "unix:{path}"', site("blog", one))
+    await daemon.start()
+    await daemon.kill()
+    await daemon.start()
+
+    def ask() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: blog.test\r\nConnection: close\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(4096), b""))
+
+    assert (await deferToThread(ask)).endswith(b"one /")
+
+
 # How it stops
 
 

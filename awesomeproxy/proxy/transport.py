@@ -26,6 +26,10 @@ from awesomeproxy.proxy.hub import Hub
 
 READ_AT_MOST = 64 * 1024  # bytes in one go
 
+# Connections that may wait to be accepted, at the least: a client that finds no room tries
+# again after a second, which is a long time for a request.  The kernel caps it (somaxconn).
+BACKLOG = 4096
+
 
 class EagerWrites:
     """Mixed into a Twisted connection: try to send before queueing."""
@@ -126,8 +130,8 @@ class EagerReactor:
         return getattr(self._reactor, name)
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
-        """As :meth:`IReactorTCP.listenTCP`."""
-        listening = EagerPort(port, factory, backlog, interface, self._hub)
+        """As :meth:`IReactorTCP.listenTCP`, with room for a crowd."""
+        listening = EagerPort(port, factory, max(backlog, BACKLOG), interface, self._hub)
         listening.startListening()
         return listening
 
@@ -152,8 +156,9 @@ class EagerReactor:
         mode: int = 0o666,
         wantPID: bool = False,
     ) -> Any:
-        """As :meth:`IReactorUNIX.listenUNIX`."""
-        listening = EagerUNIXPort(address, factory, backlog, mode, self._hub, wantPID)
+        """As :meth:`IReactorUNIX.listenUNIX`, with room for a crowd."""
+        room = max(backlog, BACKLOG)
+        listening = EagerUNIXPort(address, factory, room, mode, self._hub, wantPID)
         listening.startListening()
         return listening
 
