@@ -233,9 +233,11 @@ class Origin(Factory):
         running.addErrback(_only_lost)
 
     async def accept(self) -> Wire:
-        """The next connection that comes."""
-        await eventually(lambda: self._fresh, "a connection to the server")
-        return self._fresh.pop(0)
+        """The next connection on which something is said; those of a knock are left out."""
+        await eventually(lambda: any(wire.all for wire in self._fresh), "a request to the server")
+        wire = next(wire for wire in self._fresh if wire.all)
+        self._fresh.remove(wire)
+        return wire
 
     @property
     def received(self) -> bytes:
