@@ -182,10 +182,11 @@ async def test_a_crowd_of_clients_is_let_in(stage: Stage) -> None:
     """More than Twisted's backlog of 50 can come while the daemon does something else."""
     daemon = await stage.serving()
     daemon.signal(signal.SIGSTOP)
-    clients = []
+    clients: list[socket.socket] = []
     try:
-        for _ in range(300):
-            clients.append(socket.create_connection((HOST, daemon.port), timeout=0.5))
+        clients.extend(
+            socket.create_connection((HOST, daemon.port), timeout=0.5) for _ in range(300)
+        )
     finally:
         daemon.signal(signal.SIGCONT)
         for client in clients:

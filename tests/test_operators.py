@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from daemon_stage import (
     Answer,
@@ -17,6 +19,7 @@ from daemon_stage import (
 from twisted.internet.defer import Deferred, DeferredList
 
 from awesomeproxy.control.client import Unreachable
+from awesomeproxy.control.protocol import request_line
 
 stage = twisted_fixture(a_stage)
 
@@ -43,6 +46,35 @@ async def test_two_pauses_wait_for_the_same_drain(stage: Stage) -> None:
     assert ended.status == 0
     assert receipt["generation"] == ended.json["generation"] == 2
     await slow
+
+
+@twisted_test
+async def test_a_pause_that_joins_another_may_give_the_hold_another_end(stage: Stage) -> None:
+    """The later wish counts; both get a receipt, of the generation that it made."""
+    daemon, one, _ = await stage.blog()
+    slow = await _draining(daemon, one)
+    first = daemon.ask("pause", site="blog")
+    await daemon.until_site(state="draining", expires=None)
+    second = daemon.ask("pause", site="blog", deadline=3600)
+    await daemon.until_site(generation=3)
+    one.let_go()
+    assert ((await first)["generation"], (await second)["generation"]) == (3, 3)
+    assert (await daemon.site())["expires"] is not None
+    await slow
+
+
+@twisted_test
+async def test_a_pause_goes_on_when_its_operator_has_left(stage: Stage) -> None:
+    """And a migration, likewise: only who watches takes the command along."""
+    daemon, one, _ = await stage.blog()
+    slow = await _draining(daemon, one)
+    with socket.socket(socket.AF_UNIX) as operator:
+        operator.connect(daemon.control)
+        operator.sendall(request_line(1, "pause", {"site": "blog"}))
+        await daemon.until_site(state="draining")
+    one.let_go()
+    await slow
+    assert (await daemon.until_site(state="holding"))["by"] == "pause"
 
 
 @twisted_test

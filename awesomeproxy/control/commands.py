@@ -166,7 +166,7 @@ async def pause(
         if seconds is not None and not 0 < seconds < 1e9:
             raise BadRequest(f"pause: {name} must be more than 0 seconds, not {seconds:g}")
     if then == "resume" and deadline is None:
-        raise BadRequest("pause: then is for the end of a pause that has one; add a deadline")
+        raise BadRequest("pause: then is for a pause that has an end; add a deadline (--for)")
     _not_migrating(node, site)
     try:
         receipt = await node.pauses.pause(

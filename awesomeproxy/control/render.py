@@ -236,6 +236,8 @@ def reloaded(result: Json, style: Style) -> str:
         for what in ("added", "changed", "removed")
         if result.get(what)
     ]
+    if result.get("restart"):
+        parts.append(f"only a restart changes {', '.join(map(clean, result['restart']))}")
     return "; ".join(parts) or "nothing has changed"
 
 
