@@ -38,6 +38,13 @@ CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
 
 
+class Stopping(Exception):
+    """The daemon is stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("the daemon is stopping; ask the one that is started next")
+
+
 class Node:
     """The daemon: registry, data plane, and what goes on between them."""
 
@@ -126,9 +133,12 @@ class Node:
         A pause or migration that is under way is undone; a resume works to the end.
         """
         self.stopping = True
-        async with self.changing():  # a start or a reload has come to its end
+        await self._definitions.acquire()  # a start or a reload has come to its end
+        try:
             if hasattr(self, "plane"):
                 await self.plane.listen(())
+        finally:
+            self._definitions.release()
         await self.pauses.call_off("the daemon is stopping")
         for migration in list(self.migrations.values()):
             migration.stop("the daemon is stopping")
@@ -146,9 +156,14 @@ class Node:
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[None]:
-        """Change which sites there are, one after the other."""
+        """Change which sites there are, one after the other.
+
+        :raise Stopping: this daemon changes nothing any more.
+        """
         await self._definitions.acquire()
         try:
+            if self.stopping:
+                raise Stopping
             yield
         finally:
             self._definitions.release()
@@ -182,8 +197,8 @@ class Node:
 
         :return: the names of sites ``added``, ``changed`` and ``removed``, and under
             ``restart`` the keys that have changed and need one.
-        :raise ConfigError, RegistryError, OSError, CannotListenError: it cannot be; nothing
-            has changed.
+        :raise ConfigError, RegistryError, OSError, CannotListenError, Stopping: it cannot
+            be; nothing has changed.
         """
         async with self.changing():
             settings = config.load(self.path)

@@ -293,6 +293,8 @@ class Pauses:
         deferred.addErrback(self._not_resumed, name)
 
     def _not_resumed(self, failure: Failure, name: str) -> None:
+        if isinstance(failure.value, Conflict):
+            return  # somebody else has changed the site, and watches what it is now
         if not isinstance(failure.value, RegistryError):
             log.failure("{site}: cannot be resumed", failure, site=name)
             return

@@ -270,6 +270,23 @@ async def test_a_second_sigterm_ends_at_once(stage: Stage) -> None:
 
 
 @twisted_test
+async def test_a_stopping_daemon_does_not_reload(stage: Stage) -> None:
+    """Or it would listen again."""
+    daemon, one, _ = await stage.blog()
+    slow = daemon.fetch("/later")
+    await one.has("/later")
+    daemon.signal(signal.SIGTERM)
+    await until(lambda: f"(TCP Port {daemon.port} Closed)" in daemon.log)
+    daemon.signal(signal.SIGHUP)
+    await until(lambda: "not reloaded" in daemon.log)
+    with pytest.raises(Exception, match="refused"):
+        await daemon.connect()
+    one.let_go()
+    await slow
+    assert await daemon.exits() == 0
+
+
+@twisted_test
 async def test_a_stopping_daemon_undoes_what_has_not_come_to_its_end(stage: Stage) -> None:
     """A pause that drains and a migration are called off; the next daemon serves both sites."""
     one, two = stage.two()

@@ -26,7 +26,7 @@ from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate.engine import STEPS, Migration, RolledBack
 from awesomeproxy.model import Placement, Site
-from awesomeproxy.node import Node
+from awesomeproxy.node import Node, Stopping
 from awesomeproxy.pausing import NotDrained, Overtaken
 from awesomeproxy.proxy.health import Unwell
 from awesomeproxy.registry.interface import Conflict, RegistryError
@@ -44,10 +44,12 @@ def changes(name: str) -> Callable[[Command], Command]:
     def enter(function: Command) -> Command:
         @wraps(function)
         async def carry_out(node: Node, call: Call, **params: Any) -> Any:
-            if node.stopping and name != "resume":
-                raise CommandFailed("the daemon is stopping; ask the one that is started next")
             try:
+                if node.stopping and name != "resume":
+                    raise Stopping
                 return await function(node, call, **params)
+            except Stopping as stopping:
+                raise CommandFailed(str(stopping)) from None
             except Conflict as conflict:
                 raise CommandFailed(
                     f"somebody else was first: {conflict}", _winner(conflict.stored)
