@@ -560,6 +560,7 @@ class Stage:
     directory: Path
     origins: list[Origin] = field(default_factory=list)
     daemons: list[Daemon] = field(default_factory=list)
+    at_end: list[Callable[[], object]] = field(default_factory=list)
 
     def origin(self, name: str) -> Origin:
         """An origin that listens."""
@@ -600,6 +601,8 @@ class Stage:
                 await talk.close()
         for origin in self.origins:
             await origin.close()
+        for close in self.at_end:
+            close()
 
 
 def site(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,8 +103,9 @@ async def test_requests_that_are_sent_again_do_not_slip_past_a_pause(stage: Stag
 class Database:
     """What the site's servers write to, wherever they are: a row for each request."""
 
-    def __init__(self, path: Path, *origins: Origin) -> None:
-        self._db = sqlite3.connect(path)
+    def __init__(self, stage: Stage, *origins: Origin) -> None:
+        self._db = sqlite3.connect(stage.directory / "shop.sqlite")
+        stage.at_end.append(self._db.close)
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("CREATE TABLE done (request TEXT, server TEXT)")
         for origin in origins:
@@ -137,7 +137,7 @@ class Database:
 async def test_each_request_is_carried_out_once_however_the_site_moves(stage: Stage) -> None:
     """POSTs into a database, while the site goes to and fro: none fails, is lost or doubled."""
     daemon, one, two = await stage.blog()
-    database = Database(stage.directory / "shop.sqlite", one, two)
+    database = Database(stage, one, two)
     one.delay = two.delay = 0.01
     load = daemon.load(rate=200, method="POST", path="/buy/{n}", body=b"n={n}")
     for n in range(8):
@@ -152,7 +152,7 @@ async def test_each_request_is_carried_out_once_however_the_site_moves(stage: St
 async def test_nothing_is_carried_out_twice_when_servers_break_down(stage: Stage) -> None:
     """Requests cut off by a server are tried again only if they may be; the rest is ambiguous."""
     daemon, one, two = await stage.blog()
-    database = Database(stage.directory / "shop.sqlite", one, two)
+    database = Database(stage, one, two)
     one.delay = two.delay = 0.02
     load = daemon.load(rate=200, method="POST", path="/buy/{n}", body=b"n={n}")
     for origin, to in ((one, "two"), (two, "one"), (one, "two")):
