@@ -35,7 +35,7 @@ from awesomeproxy.proxy.heads import (
     request_head,
     response_head,
 )
-from awesomeproxy.proxy.requests import IDEMPOTENT, Request
+from awesomeproxy.proxy.requests import IDEMPOTENT, OVERHEAD, Request
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.servers import LiveServer
 from awesomeproxy.proxy.tunnel import Source, Tunnel
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 REPLAYABLE = 64 * 1024  # bytes of a request body kept for a second sending
 NONE_TRIED: frozenset[LiveServer] = frozenset()
-HELD_OVERHEAD = 1024  # bytes that a held request takes beside its head and body
 
 
 class Exchange:
@@ -103,11 +102,12 @@ class Exchange:
 
     def _wait(self, since: float | None) -> None:
         request = self.request
+        size = OVERHEAD + size_of(request.fields) + sum(map(len, request.chunks))
         if self.client is not None:
             if not request.complete:
                 self.client.hold_body()
             self.client.watch_leaving()
-        size = HELD_OVERHEAD + size_of(request.fields) + sum(map(len, request.chunks))
+            size += self.client.parser.kept
         began = self.site.plane.seconds()
         self.waiting = self.site.gate.wait(size, since)
         self.waiting.addCallback(self._waited, began)

@@ -49,6 +49,7 @@ KINDS = Kinds(SPECIAL)
 PLAIN = frozenset((b"keep-alive", b"close", b"Keep-Alive", b"Close"))  # values of Connection
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?\Z")
+OVERHEAD = 1024  # bytes of memory that a request takes beside its fields and its body
 END = b"\r\n\r\n"  # of a head; or it is in a body
 REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/")
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
@@ -149,6 +150,11 @@ class RequestParser:
     def more(self) -> bool:
         """Whether something has arrived behind the request that is being answered."""
         return bool(self.ready or self._rest or self.refusal is not None)
+
+    @property
+    def kept(self) -> int:
+        """About how many bytes of memory that takes."""
+        return len(self._rest) + sum(OVERHEAD + size_of(r.fields) for r in self.ready)
 
     def feed(self, data: bytes) -> None:
         """Take what has arrived."""
