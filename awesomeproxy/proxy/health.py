@@ -10,14 +10,16 @@ answered, not a byte goes there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from awesomeproxy.model import HealthCheck, Server
+from awesomeproxy.proxy.dial import dial
 from awesomeproxy.proxy.responses import BadResponse, ResponseParser
 from awesomeproxy.proxy.servers import LiveServer
 
@@ -44,7 +46,7 @@ class _Check(Protocol):
         self._result: Deferred[None] | None = result
         self._parser = ResponseParser()
         self._parser.expect(False)
-        self.connector: Any = None
+        self.call_off: Callable[[], object] | None = None
 
     def connectionMade(self) -> None:
         if self._result is None:
@@ -68,6 +70,9 @@ class _Check(Protocol):
             else:
                 self.end(Unwell(f"it answered {response.status}"))
 
+    def failed(self, reason: Failure) -> None:
+        self.end(Unwell(reason.getErrorMessage().rstrip(".")))
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.end(Unwell("it closed the connection without an answer"))
 
@@ -77,25 +82,12 @@ class _Check(Protocol):
             return
         if self.transport is not None:
             self.transport.abortConnection()
-        elif self.connector is not None and self.connector.state == "connecting":
-            self.connector.stopConnecting()
+        elif self.call_off is not None:
+            self.call_off()
         if unwell is None:
             result.callback(None)
         else:
             result.errback(unwell)
-
-
-class _Dial(ClientFactory):
-    noisy = False
-
-    def __init__(self, check: _Check) -> None:
-        self._check = check
-
-    def buildProtocol(self, addr: object) -> _Check:
-        return self._check
-
-    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
-        self._check.end(Unwell(reason.getErrorMessage().rstrip(".")))
 
 
 def check(
@@ -117,12 +109,7 @@ def check(
             "User-Agent: awesomeproxy-health-check\r\nConnection: close\r\n\r\n"
         ).encode()
     protocol = _Check(request, status, result)
-    factory = _Dial(protocol)
-    if server.scheme == "unix":
-        protocol.connector = reactor.connectUNIX(server.path, factory, timeout=timeout)
-    else:
-        # A name is resolved by the reactor, as it is for the requests themselves.
-        protocol.connector = reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
+    protocol.call_off = dial(reactor, server, protocol, protocol.failed, timeout)
     late = reactor.callLater(
         timeout, protocol.end, Unwell(f"it did not answer within {timeout:g} s")
     )

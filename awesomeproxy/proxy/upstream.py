@@ -7,15 +7,14 @@ means for the request is the exchange's business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IAddress, IConnector
-from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from awesomeproxy.model import Server
+from awesomeproxy.proxy.dial import dial
 from awesomeproxy.proxy.responses import BadResponse, ResponseParser
 from awesomeproxy.proxy.servers import LiveServer, is_silent
 from awesomeproxy.proxy.sweep import NEVER
@@ -45,7 +44,7 @@ class ServerConnection(Protocol):
         self.reused = False
         self.deadline = NEVER
         self.idle_since = 0.0
-        self._dial: Any = None
+        self._call_off: Callable[[], object] | None = None  # while it is being opened
 
     def __repr__(self) -> str:
         state = "idle" if self.exchange is None else repr(self.exchange)
@@ -63,21 +62,11 @@ class ServerConnection(Protocol):
         self.server.busy += 1
         self.site.connections.add(self)
         reactor = self.site.plane.eager
-        server = self.server.server
-        factory = _Dial(self)
-        if server.scheme == "unix":
-            self._dial = reactor.connectUNIX(server.path, factory, timeout=timeout)
-        elif is_address(server):
-            self._dial = reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
-        else:
-            endpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
-            deferred = endpoint.connect(factory)
-            deferred.addErrback(self._failed)
-            self._dial = _Cancel(deferred)
+        self._call_off = dial(reactor, self.server.server, self, self._failed, timeout)
 
     def connectionMade(self) -> None:
         """The server's kernel has taken the connection."""
-        self._dial = None
+        self._call_off = None
         if self.server.server.scheme != "unix":
             self.transport.setTcpNoDelay(True)
         self.site.plane.sweep.add(self)
@@ -87,7 +76,7 @@ class ServerConnection(Protocol):
             self.exchange.connected(self)
 
     def _failed(self, reason: Failure) -> None:
-        self._dial = None
+        self._call_off = None
         self._gone()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
@@ -164,8 +153,8 @@ class ServerConnection(Protocol):
     def close(self) -> None:
         """Close it, once what was written has been sent."""
         self._let_go()
-        if self._dial is not None:
-            self._dial.disconnect()
+        if self._call_off is not None:
+            self._call_off()
         elif self.transport is not None and self.transport.connected:
             self.deadline = self.site.plane.seconds() + FLUSH
             self.transport.unregisterProducer()
@@ -174,8 +163,8 @@ class ServerConnection(Protocol):
     def abort(self) -> None:
         """Close it now; what was not sent is dropped."""
         self._let_go()
-        if self._dial is not None:
-            self._dial.disconnect()
+        if self._call_off is not None:
+            self._call_off()
         elif self.transport is not None:
             self.transport.abortConnection()
 
@@ -187,33 +176,3 @@ class ServerConnection(Protocol):
             self.server.busy -= 1
         elif self in self.server.idle:
             self.server.idle.remove(self)
-
-
-class _Dial(ClientFactory):
-    """Opens one connection."""
-
-    noisy = False
-
-    def __init__(self, connection: ServerConnection) -> None:
-        self._connection = connection
-
-    def buildProtocol(self, addr: IAddress | None) -> ServerConnection:
-        return self._connection
-
-    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
-        self._connection._failed(reason)
-
-
-class _Cancel:
-    """Gives the Deferred of an endpoint a connector's way to be called off."""
-
-    def __init__(self, deferred: Any) -> None:
-        self._deferred = deferred
-
-    def disconnect(self) -> None:
-        self._deferred.cancel()
-
-
-def is_address(server: Server) -> bool:
-    """Whether a server is named by an address, so that no name has to be resolved."""
-    return ":" in server.host or server.host.replace(".", "").isdigit()
