@@ -89,12 +89,12 @@ async def test_either_side_may_be_slow() -> None:
         (here,) = s.live.connections
         for slow, fast, transport in ((client, server, there), (server, client, here)):
             slow.stop_reading()
-            fast.write(b"x" * 30_000_000)
+            fast.write(b"x" * 12_000_000)
             await eventually(lambda: transport.transport.unsent)  # noqa: B023
             await turns(20)
             assert transport.transport.unsent < 512 * 1024
             slow.read_on()
-            await slow.exactly(30_000_000)
+            await slow.exactly(12_000_000)
         for end, other in (ends, ends[::-1]):
             end.write(b"still there")
             assert await other.exactly(11) == b"still there"
@@ -221,7 +221,7 @@ async def test_a_tunnel_whose_server_takes_nothing_is_closed_all_the_same() -> N
     async with stage(drain=Drain(tunnels=5.0)) as s:
         client, server = await tunnel(s)
         server.stop_reading()
-        client.write(b"x" * 30_000_000)
+        client.write(b"x" * 12_000_000)
         (here,) = s.live.connections
         await eventually(lambda: here.transport.unsent)
         s.place(Mode.HOLDING)
