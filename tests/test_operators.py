@@ -130,15 +130,15 @@ async def test_a_pause_of_a_paused_site_that_fails_leaves_it_paused(stage: Stage
 async def test_force_helps_a_pause_that_waits_already(stage: Stage) -> None:
     """Whoever comes with more resolve takes the others along."""
     daemon, one, _ = await stage.blog()
-    await _draining(daemon, one)
+    slow = await _draining(daemon, one)
     patient = daemon.ask("pause", site="blog", timeout=15)
     await daemon.until_site(state="draining")
     forced = await daemon.ask("pause", site="blog", timeout=0.1, force=True)
     assert (await patient)["generation"] == forced["generation"] == 2
-    one.let_go()
     await daemon.ask("resume", site="blog")
     await one.has("/later", 2)
     one.let_go()
+    assert (await slow).text == "one /later"
 
 
 @twisted_test
