@@ -395,6 +395,12 @@ class Stage:
             await turns(1)
         await turns()
 
+    async def resolving(self, condition: Callable[[], object]) -> None:
+        """Let time pass slowly, as names are looked up in threads, until ``condition`` is true."""
+        while not condition():
+            self.time.clock.advance(0.01)
+            await deferLater(reactor, 0.002)
+
     async def held(self, count: int = 1) -> None:
         """Wait until so many requests are held."""
         await eventually(lambda: self.gate.waiting == count, f"{count} held")
@@ -424,7 +430,8 @@ async def stage(
 ) -> AsyncIterator[Stage]:
     """A plane in front of one server for each script (None: the test does it by hand).
 
-    All servers are one backend, ``here``; each is also one of its own, ``only0`` and so on.
+    All servers are one backend, ``here``; each is also one of its own, ``only0`` and so on,
+    which is never checked.
 
     :param backend: what is special about the backend.
     :param plane: what is special about the plane; likewise ``site``, for the site.
@@ -433,6 +440,7 @@ async def stage(
     more = dict(backend)
     servers = more.pop("servers", tuple(origin.server for origin in origins))
     backends = {"here": Backend("here", servers, **more)}
+    more.pop("health", None)
     for number, origin in enumerate(origins):
         backends[f"only{number}"] = Backend(f"only{number}", (origin.server,), **more)
     definition = Site("blog", ("blog.example",), "here", backends, **site)

@@ -462,8 +462,7 @@ async def test_a_server_may_have_a_name() -> None:
     server = Server(f"http://localhost:{origin.number}", "http", "localhost", origin.number)
     async with stage(backend={"servers": (server,)}) as s:
         client = await s.connect(GET)
-        while not client.all:  # its other addresses are tried one after the other
-            await s.pass_time(0.1)
+        await s.resolving(lambda: client.all)
         assert (await client.answer()).status == 200
     await origin.refuse()
 
