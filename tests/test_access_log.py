@@ -228,8 +228,9 @@ def test_a_log_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
 
 def test_a_full_disk_keeps_a_bounded_number_of_lines_and_tells_of_the_rest() -> None:
     events: list[Any] = []
+    observer: Any = events.append
     access_log, clock = log("/dev/full")
-    globalLogPublisher.addObserver(events.append)
+    globalLogPublisher.addObserver(observer)
     try:
         for _ in range(100):
             for _ in range(1000):
@@ -244,7 +245,7 @@ def test_a_full_disk_keeps_a_bounded_number_of_lines_and_tells_of_the_rest() -> 
         assert told
         assert told[0] > 10_000
     finally:
-        globalLogPublisher.removeObserver(events.append)
+        globalLogPublisher.removeObserver(observer)
         access_log.close()
 
 
