@@ -14,22 +14,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httptools
 import pytest_twisted  # type: ignore[import-untyped]
-from twisted.internet import reactor as _reactor
+from stage_clients import Answer, Talk
+from stage_origins import Asked, Origin
+from stage_waiting import HOST, PATIENCE, reactor, until, until_async
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
-from twisted.internet.error import ConnectionDone
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from twisted.python.failure import Failure
 
 from awesomeproxy.control.client import Client, Notified
 from awesomeproxy.control.protocol import RpcError, request_line
@@ -37,35 +33,35 @@ from awesomeproxy.load.plan import Plan
 from awesomeproxy.load.result import Result
 from awesomeproxy.load.run import Run
 
+__all__ = [
+    "HOST",
+    "PATIENCE",
+    "TWIST",
+    "TWISTD",
+    "Answer",
+    "Asked",
+    "Daemon",
+    "Failed",
+    "Load",
+    "Origin",
+    "Stage",
+    "Talk",
+    "a_stage",
+    "free_ports",
+    "reactor",
+    "site",
+    "twisted_fixture",
+    "twisted_test",
+    "until",
+]
+
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 twisted_test: Callable[[F], F] = pytest_twisted.ensureDeferred
 twisted_fixture: Callable[[F], F] = pytest_twisted.async_yield_fixture
 
-reactor: Any = _reactor
-HOST = "127.0.0.1"
-PATIENCE = 20.0  # seconds until a test gives up waiting for what should happen at once
 TWISTD = "from twisted.scripts.twistd import run; run()"
 TWIST = "from twisted.application.twist._twist import Twist; Twist.main()"
 COMMAND = "import sys; from awesomeproxy.control.cli import main; sys.exit(main())"
-
-
-async def until(happened: Callable[[], T], what: str = "it") -> T:
-    """Wait until ``happened`` answers with something true, and answer with that."""
-    late = time.monotonic() + PATIENCE
-    while not (found := happened()):
-        assert time.monotonic() < late, f"{what} has not happened in {PATIENCE:g} s"
-        await deferLater(reactor, 0.005)
-    return found
-
-
-async def until_async(happened: Callable[[], Awaitable[T]], what: str = "it") -> T:
-    """The same, of something that has to be awaited to be known."""
-    late = time.monotonic() + PATIENCE
-    while not (found := await happened()):
-        assert time.monotonic() < late, f"{what} has not happened in {PATIENCE:g} s"
-        await deferLater(reactor, 0.01)
-    return found
 
 
 def free_ports(count: int) -> list[int]:
@@ -75,248 +71,6 @@ def free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
-
-
-# Origins
-
-
-@dataclass
-class Asked:
-    """A request as it reached an origin."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    at: float  # time.monotonic() of its first byte
-    body: bytes = b""
-    complete: bool = False
-
-
-class OriginConnection(Protocol):
-    """Reads requests with llhttp, and lets the origin answer each when it is complete."""
-
-    transport: Any
-
-    def __init__(self, origin: Origin) -> None:
-        self.origin = origin
-        self.parser = httptools.HttpRequestParser(self)
-        self.asked: Asked | None = None
-        self.upgraded = False
-        self._at = 0.0
-
-    def connectionMade(self) -> None:
-        self.origin.connections.add(self)
-        self.origin.connected += 1
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.origin.connections.discard(self)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._at = time.monotonic()
-        self.origin.bytes_at.append(self._at)
-        if self.upgraded:
-            self.transport.write(b"echo " + data)
-            return
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.upgraded = True
-
-    def on_message_begin(self) -> None:
-        self.asked = Asked("", "", {}, self._at)
-
-    def on_url(self, url: bytes) -> None:
-        assert self.asked is not None
-        self.asked.path += url.decode()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        assert self.asked is not None
-        self.asked.headers[name.decode().lower()] = value.decode()
-
-    def on_headers_complete(self) -> None:
-        assert self.asked is not None
-        self.asked.method = self.parser.get_method().decode()
-        self.origin.asked.append(self.asked)
-
-    def on_body(self, body: bytes) -> None:
-        assert self.asked is not None
-        self.asked.body += body
-
-    def on_message_complete(self) -> None:
-        assert self.asked is not None
-        self.asked.complete = True
-        self.origin.answer(self, self.asked)
-
-    def reply(self, body: bytes, status: str = "200 OK") -> None:
-        self.transport.write(
-            b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(body), body)
-        )
-
-
-class Origin(Factory):
-    """A server that answers at once, or when it is told to, and keeps all it was asked.
-
-    - ``/later`` is answered by :meth:`let_go`, not before; ``/begun`` ends with it;
-    - ``/events`` is an event stream without an end, ``/upgrade`` echoes what comes after;
-    - ``/health`` says how it is; ``/crash`` closes the connection without an answer;
-    - anything else: ``NAME PATH``, after what ``work`` has done.
-    """
-
-    noisy = False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.connections: set[OriginConnection] = set()
-        self.connected = 0  # connections it has had
-        self.asked: list[Asked] = []
-        self.bytes_at: list[float] = []  # when bytes came, by time.monotonic()
-        self.waiting: list[tuple[OriginConnection, Asked]] = []
-        self.healthy = True
-        self.delay = 0.0  # seconds before an answer
-        self.work: Callable[[Asked], None] = lambda asked: None
-        self.port = 0
-        self._listening: Any = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    def buildProtocol(self, addr: object) -> OriginConnection:
-        return OriginConnection(self)
-
-    def open(self) -> None:
-        """Listen, the second time at the same place."""
-        self._listening = reactor.listenTCP(self.port, self, backlog=1024, interface=HOST)
-        self.port = self._listening.getHost().port
-
-    async def close(self) -> None:
-        """Refuse connections from now on, and end those that there are."""
-        listening, self._listening = self._listening, None
-        if listening is not None:
-            await listening.stopListening()
-        for connection in list(self.connections):
-            connection.transport.abortConnection()
-        await until(lambda: not self.connections, "the end of an origin's connections")
-
-    def paths(self, method: str = "") -> list[str]:
-        """What was asked for, but for health checks."""
-        return [
-            asked.path
-            for asked in self.asked
-            if asked.path != "/health" and method in ("", asked.method)
-        ]
-
-    async def has(self, path: str, count: int = 1) -> None:
-        """Wait until a path has been asked for so many times."""
-        await until(lambda: self.paths().count(path) >= count, f"{path} at {self.name}")
-
-    def let_go(self) -> None:
-        """Answer those who wait."""
-        waiting, self.waiting = self.waiting, []
-        for connection, asked in waiting:
-            if asked.path == "/begun":
-                connection.transport.write(b"0\r\n\r\n")
-            else:
-                connection.reply(f"{self.name} {asked.path}".encode())
-
-    def answer(self, connection: OriginConnection, asked: Asked) -> None:
-        path = asked.path.partition("?")[0]
-        transport = connection.transport
-        if path == "/later":
-            self.waiting.append((connection, asked))
-        elif path == "/begun":
-            self.waiting.append((connection, asked))
-            transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
-        elif path == "/events":
-            transport.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
-            )
-        elif path == "/upgrade":
-            transport.write(
-                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
-            )
-        elif path == "/health":
-            connection.reply(b"", "200 OK" if self.healthy else "503 Service Unavailable")
-        elif path == "/crash":
-            transport.abortConnection()
-        elif self.delay:
-            reactor.callLater(self.delay, self._reply, connection, asked)
-        else:
-            self._reply(connection, asked)
-
-    def _reply(self, connection: OriginConnection, asked: Asked) -> None:
-        self.work(asked)
-        if connection.transport.connected:
-            connection.reply(f"{self.name} {asked.path}".encode())
-
-
-# Clients
-
-
-@dataclass
-class Answer:
-    """A response, and how its connection ended."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode()
-
-
-class Talk(Protocol):
-    """A client's connection: sends what it is told, keeps what it gets."""
-
-    transport: Any
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.closed = False
-        self.clean = False  # closed with an end of file
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.closed = True
-        self.clean = isinstance(reason.value, ConnectionDone)
-
-    def send(self, data: bytes) -> None:
-        self.transport.write(data)
-
-    def ask(self, path: str, host: str = "blog.test", method: str = "GET", more: str = "") -> None:
-        """Send a request without a body."""
-        self.send(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode())
-
-    async def gets(self, text: bytes, count: int = 1) -> None:
-        """Wait until ``text`` has come so many times."""
-        await until(
-            lambda: self.data.count(text) >= count or self.closed, f"{text!r} in {self.data!r}"
-        )
-        assert self.data.count(text) >= count, f"closed before {text!r}: {self.data!r}"
-
-    async def ends(self) -> Answer:
-        """Wait for the end of the connection; the (only) answer."""
-        await until(lambda: self.closed, f"the end after {self.data!r}")
-        return self.answer()
-
-    def answer(self) -> Answer:
-        head, _, body = self.data.partition(b"\r\n\r\n")
-        first, *lines = head.decode().split("\r\n")
-        fields = (line.partition(": ") for line in lines)
-        status = int(first.split()[1]) if first else 0
-        return Answer(status, {name.lower(): value for name, _, value in fields}, body)
-
-    async def close(self) -> None:
-        """Leave."""
-        if not self.closed:
-            self.transport.abortConnection()
-        await until(lambda: self.closed, "leaving")
-
-
-# The daemon
 
 
 @dataclass
