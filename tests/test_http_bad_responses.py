@@ -216,6 +216,7 @@ async def test_an_early_answer_ends_the_upload() -> None:
         server.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
         answer = await client.answer()
         assert (answer.status, answer.body) == (413, b"no")
+        assert answer["connection"] == "close"
         client.write(b"x" * 1_000_000)  # still on its way; it must not reset the answer
         assert await client.rest() == b""
         assert not client.reset

@@ -327,8 +327,9 @@ class Exchange:
         else:
             chunked = False
             self.keep_alive = False
-        if self.site.plane.stopping:
-            self.keep_alive = False
+        early = not request.complete and (response.complete or length >= 0)
+        if early or self.site.plane.stopping:
+            self.keep_alive = False  # RFC 9112, section 9.6: the rest of its body is not read
         if not self.keep_alive:
             connection = b"Connection: close"
         elif request.version == b"1.0":
