@@ -149,7 +149,9 @@ class Exchange:
         self.server = server
         connection = None
         if server.idle and not self.sends:
-            if self.request.method in IDEMPOTENT:
+            request = self.request
+            once = request.length > REPLAYABLE or request.chunked  # too long to keep, or may be
+            if request.method in IDEMPOTENT and not once:
                 connection = server.take(now)
             elif site.site.reuse_unsafe:
                 connection = server.take_proved(now, now - site.site.reuse_unsafe)
@@ -407,7 +409,7 @@ class Exchange:
             self.client is not None
             and request.idempotent
             and self.sends < self.site.site.retry.attempts
-            and (self.replay is not None or not request.has_body)
+            and self.replay_size <= REPLAYABLE
         )
 
     def server_late(self, connection: ServerConnection, now: float) -> None:
