@@ -80,6 +80,10 @@ class Wire(Protocol):
         self._news: Deferred[None] | None = None
         self._gone: list[Deferred[None]] = []
 
+    def connectionMade(self) -> None:
+        if hasattr(self.transport.getPeer(), "port"):
+            self.transport.setTcpNoDelay(True)  # kernels wait in their own time
+
     def dataReceived(self, data: bytes) -> None:
         self.buffer += data
         self.all += data

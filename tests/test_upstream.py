@@ -279,6 +279,45 @@ async def test_a_put_whose_body_is_still_coming_is_sent_again_whole() -> None:
 
 
 @twisted_test
+async def test_a_put_with_an_empty_body_in_chunks_is_sent_again() -> None:
+    empty = b"PUT / HTTP/1.1\r\nHost: blog.example\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    async with stage() as s:
+        client = await s.connect(empty)
+        server = await s.origin.accept()
+        await one_request(server)
+        server.close()
+        fresh = await s.origin.accept()
+        await one_request(fresh)
+        fresh.write(OK)
+        assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post(b"x" * 100_000, method=b"PUT"),
+        b"PUT / HTTP/1.1\r\nHost: blog.example\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+    ids=["long", "chunked"],
+)
+@twisted_test
+async def test_a_put_that_could_not_be_sent_again_travels_on_a_connection_of_its_own(
+    request_: bytes,
+) -> None:
+    async with stage() as s:
+        client = await s.connect(GET)
+        server = await s.origin.accept()
+        await one_request(server)
+        server.write(OK)
+        await client.answer()
+        client.write(request_)
+        other = await s.origin.accept()
+        await one_request(other)
+        other.write(OK)
+        assert (await client.answer()).status == 200
+
+
+@twisted_test
 async def test_a_put_whose_body_is_too_long_to_keep_is_not_sent_again() -> None:
     async with stage(closing) as s:
         client = await s.connect(post(b"x" * 1_000_000, method=b"PUT"))
