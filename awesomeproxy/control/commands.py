@@ -78,8 +78,8 @@ def _not_migrating(node: Node, name: str) -> None:
     migration = node.migrations.get(name)
     if migration is not None:
         raise CommandFailed(
-            f"{name} is being migrated to {migration.target} ({migration.step}); wait for it,"
-            f" or call it off with: awesomeproxy resume {name}",
+            f"{name} is being migrated to {migration.target} ({migration.step or 'ending'});"
+            f" wait for it, or call it off with: awesomeproxy resume {name}",
             _winner(node.placements[name]),
         )
 
