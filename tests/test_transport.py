@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from plane_stage import Wire, eventually, reactor, turns, twisted_test
 from twisted.internet.endpoints import clientFromString, connectProtocol, serverFromString
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.python.failure import Failure
 
 from awesomeproxy.proxy.hub import AT_ONCE
 from awesomeproxy.proxy.transport import EagerWrites, eager
@@ -221,18 +222,24 @@ async def test_reading_can_be_stopped_and_resumed() -> None:
     await pair.close()
 
 
+@pytest.mark.parametrize("where", ["dataReceived", "connectionLost"])
 @twisted_test
 async def test_a_fault_of_one_connection_is_logged_and_closes_it_alone(
-    logged_failures: Any,
+    where: str, logged_failures: Any
 ) -> None:
     fast: Any = eager(reactor)
     accepted: list[Wire] = []
 
     class Faulty(Wire):
         def dataReceived(self, data: bytes) -> None:
-            if data == b"fault":
-                raise RuntimeError("as the test wants it")
             super().dataReceived(data)
+            if data == b"fault" and where == "dataReceived":
+                raise RuntimeError("as the test wants it")
+
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            super().connectionLost(reason)
+            if self.all == b"fault" and where == "connectionLost":
+                raise RuntimeError("as the test wants it")
 
     class Accept(Factory):
         noisy = False
@@ -247,8 +254,11 @@ async def test_a_fault_of_one_connection_is_logged_and_closes_it_alone(
     await eventually(lambda: len(accepted) == 2)
     clients[0].write(b"fault")
     clients[1].write(b"fine")
+    await eventually(lambda: sorted(wire.all for wire in accepted) == [b"fault", b"fine"])
+    clients[0].close()
     await clients[0].rest()
-    await eventually(lambda: any(wire.all == b"fine" for wire in accepted))
+    await eventually(lambda: any(wire.closed for wire in accepted))
+    await turns(5)
     assert len(logged_failures.flush(RuntimeError)) == 1
     assert sum(wire.closed for wire in accepted) == 1
     clients[1].abort()

@@ -129,7 +129,10 @@ class Hub:
                     log.failure("in {member}", member=member)
                     why = problem
             if why:
-                self._lose(member, why, reading)
+                try:
+                    self._lose(member, why, reading)
+                except Exception:  # the others have nothing to do with it
+                    log.failure("in {member}", member=member)
 
     def _lose(self, member: Any, why: Exception, reading: bool) -> None:
         self.removeReader(member)
