@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from ipaddress import ip_network
 
@@ -304,6 +305,21 @@ async def test_who_has_just_left_is_not_forwarded(request_: bytes) -> None:
         await turns(10)
         assert not s.origin.received
         assert not s.plane.clients
+        assert (s.counters.released, s.counters.departed) == (0, 1)
+
+
+@twisted_test
+async def test_who_leaves_at_the_very_moment_of_the_release_is_not_forwarded() -> None:
+    async with stage() as s:
+        await drained(s)
+        client = await s.connect(GET)
+        await s.held()
+        client.transport.socket.shutdown(socket.SHUT_RDWR)
+        s.place()  # and the reactor has not turned since
+        await s.quiet()
+        await turns(10)
+        assert not s.origin.received
+        assert s.counters.departed == 1
 
 
 @twisted_test

@@ -311,8 +311,6 @@ class ClientConnection(Protocol):
         """Whether the client has closed its side, though we have not read that far."""
         if not self.transport.connected:
             return True
-        if not self._paused:
-            return False
         poll = select.poll()
         poll.register(self.transport.socket, select.POLLRDHUP)
         return bool(poll.poll(0))
@@ -402,7 +400,8 @@ class ClientConnection(Protocol):
 
     def idle_close(self) -> None:
         """The proxy stops: close if nothing is being answered, nor about to be."""
-        busy = self.exchange is not None or self._lingering or self.parser.in_head
+        parser = self.parser
+        busy = self.exchange is not None or self._lingering or parser.in_head or parser.more
         if not busy and not waits_to_be_read(self.transport.socket):
             self._close()
 

@@ -123,6 +123,9 @@ class Exchange:
             client = self.client
             if client is None or client.has_left():
                 # It left without a sign we could have read; nothing has been sent.
+                gate = self.site.gate
+                gate.released -= 1
+                gate.departed += 1
                 self.status = 499
                 self.client = None
                 self._end(now)
