@@ -137,7 +137,7 @@ async def test_a_body_that_comes_too_slowly_is_refused(framing: str) -> None:
         assert (await client.answer()).status == 408
         assert await client.rest() == b""
         await eventually(lambda: server.closed)
-        assert b"0\r\n\r\n" not in server.all
+        assert b"\r\n0\r\n\r\n" not in server.all
 
 
 @twisted_test
