@@ -219,9 +219,12 @@ class Gate:
     # Age
 
     def _expires(self, since: float) -> float:
+        longest = since + self._limits.max_time
         if self.trouble and not self.holding:
-            return max(since, self._trouble_since) + min(self._budget, self._limits.max_time)
-        return since + self._limits.max_time
+            began = max(since, self._trouble_since)
+            # A server that comes and goes does not renew the budget for ever.
+            return min(began + min(self._budget, self._limits.max_time), longest + self._budget)
+        return longest
 
     def _watch_expiry(self) -> None:
         first = self._line.first()

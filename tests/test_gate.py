@@ -744,6 +744,21 @@ class TestTrouble:
         assert site.told == [("a", TIMED_OUT)]
         assert site.gate.trouble == "connection refused again"
 
+    def test_a_server_that_comes_and_goes_does_not_renew_the_budget_for_ever(self) -> None:
+        """Each return is tried, but no wait outlasts max_time and the budget."""
+        site = Site(HoldLimits(max_time=60), budget=15)
+        site.gate.unreachable("refused")
+        site.wait("a", since=0)
+        for _ in range(8):
+            site.clock.advance(9)
+            site.gate.reachable()
+            assert site.told.pop() == ("a", RELEASED)
+            site.gate.unreachable("refused")
+            site.gate.leave()
+            site.wait("a", since=0)
+        site.clock.advance(3)
+        assert site.told == [("a", TIMED_OUT)]
+
     def test_the_budget_is_no_longer_than_max_time(self) -> None:
         """A site whose requests may wait 5 s does not keep them 15 s for a server."""
         site = Site(HoldLimits(max_time=5), budget=15)

@@ -229,10 +229,12 @@ class Model:
         self.now = until
 
     def expires(self, since: float) -> float:
-        limits = self.bounds.limits
+        limits, budget = self.bounds.limits, self.bounds.budget
+        longest = since + limits.max_time
         if self.trouble_since is None or self.holding:
-            return since + limits.max_time
-        return max(since, self.trouble_since) + min(self.bounds.budget, limits.max_time)
+            return longest
+        began = max(since, self.trouble_since)
+        return min(began + min(budget, limits.max_time), longest + budget)
 
     def grow(self) -> None:
         keeps_up = not self.line and self.in_flight < self.window // 2
