@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from awesomeproxy.happenings import Once
-from awesomeproxy.model import Mode, Observed, Outcome, Placement, Receipt, Report
+from awesomeproxy.model import Generation, Mode, Observed, Outcome, Placement, Receipt, Report
 from awesomeproxy.registry.interface import Conflict, IRegistry, RegistryError
 
 log = Logger()
@@ -150,15 +150,16 @@ class Pauses:
                 pauses.ended.fire()
         return self._receipt(hold, host.reactor.seconds() - began, ambiguous)
 
-    async def resume(self, name: str, by: str) -> Placement:
+    async def resume(self, name: str, by: str, generation: Generation | None = None) -> Placement:
         """Open a site's gate, whatever state it is in.
 
+        :param generation: only if nobody has changed it since.
         :raise RegistryError: that could not be recorded; the site is as it was.
         """
         await self._turn.acquire()
         try:
             placement = self._host.placement(name)
-            if placement.mode is Mode.OPEN:
+            if placement.mode is Mode.OPEN or generation not in (None, placement.generation):
                 return placement
             after = replace(placement, mode=Mode.OPEN, by=by, expires=None, then="refuse")
             return await self._place(after, placement)
@@ -271,7 +272,7 @@ class Pauses:
         self.forget_expiry(name)
         expires = placement.expires
         if placement.mode is Mode.HOLDING and expires is not None and placement.then == "resume":
-            self._expire_in(name, max(0.0, expires - time.time()))
+            self._expire_in(name, max(0.0, expires - time.time()), placement.generation)
 
     def forget_expiry(self, name: str) -> None:
         """The site's hold, if there is one, ends by itself no more."""
@@ -284,15 +285,18 @@ class Pauses:
         for name in list(self._expiries):
             self.forget_expiry(name)
 
-    def _expire_in(self, name: str, delay: float) -> None:
-        self._expiries[name] = self._host.reactor.callLater(delay, self._expired, name)
+    def _expire_in(self, name: str, delay: float, generation: Generation) -> None:
+        call = self._host.reactor.callLater(delay, self._expired, name, generation)
+        self._expiries[name] = call
 
-    def _expired(self, name: str) -> None:
+    def _expired(self, name: str, generation: Generation) -> None:
         del self._expiries[name]
-        deferred = Deferred.fromCoroutine(self.resume(name, "the end of the pause"))
-        deferred.addErrback(self._not_resumed, name)
+        # Who has paused it anew by the time it is our turn does not want this end.
+        resumed = self.resume(name, "the end of the pause", generation)
+        deferred = Deferred.fromCoroutine(resumed)
+        deferred.addErrback(self._not_resumed, name, generation)
 
-    def _not_resumed(self, failure: Failure, name: str) -> None:
+    def _not_resumed(self, failure: Failure, name: str, generation: Generation) -> None:
         if isinstance(failure.value, Conflict):
             return  # somebody else has changed the site, and watches what it is now
         if not isinstance(failure.value, RegistryError):
@@ -300,4 +304,4 @@ class Pauses:
             return
         log.error("{site}: cannot be resumed yet: {why}", site=name, why=failure.value)
         if name not in self._expiries:
-            self._expire_in(name, TRY_AGAIN)
+            self._expire_in(name, TRY_AGAIN, generation)

@@ -1,0 +1,100 @@
+"""The end of a hold, when somebody else changes the site at that very moment."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from plane_stage import twisted_test
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from awesomeproxy.happenings import Happenings
+from awesomeproxy.model import Generation, Mode, Observed, Outcome, Placement, Receipt
+from awesomeproxy.pausing import Pauses, Then
+from awesomeproxy.registry.interface import IRegistry
+from awesomeproxy.registry.memory import MemoryRegistry
+
+
+class Slow:
+    """A registry that writes when it is let."""
+
+    def __init__(self, registry: IRegistry) -> None:
+        self._registry = registry
+        self.writing: Deferred[None] | None = None
+
+    async def place(self, new: Placement, expected: Generation) -> Placement:
+        if self.writing is not None:
+            await self.writing
+        return await self._registry.place(new, expected)
+
+
+@dataclass
+class Node:
+    """A node with a site of which nothing is ever in flight."""
+
+    registry: Any = field(default_factory=lambda: Slow(MemoryRegistry()))
+    reactor: Any = field(default_factory=Clock)
+    placed: Placement = field(default_factory=lambda: Placement("blog", "one", generation=0))
+
+    def __post_init__(self) -> None:
+        self.changes: Happenings[str] = Happenings(self.reactor)
+        self.pauses = Pauses(self, "node1")
+
+    def placement(self, name: str) -> Placement:
+        return self.placed
+
+    def adopt(self, placement: Placement) -> None:
+        self.placed = placement
+        self.pauses.watch_expiry(placement)
+        self.changes.fire("blog")
+
+    def observed(self, name: str) -> Observed:
+        now = self.placed
+        return Observed(name, now.generation, now.backend, now.mode)
+
+    def changed(self, name: str, timeout: float) -> Deferred[Outcome]:
+        return self.changes.wait(name, timeout)
+
+    def tell_changed(self, name: str) -> None:
+        self.changes.fire(name)
+
+    def cut(self, site: str) -> int:
+        return 0
+
+    def pause(self, expires: float | None, then: Then) -> Deferred[Receipt]:
+        return Deferred.fromCoroutine(
+            self.pauses.pause(
+                "blog",
+                by="pause",
+                timeout=5,
+                force=False,
+                expires=expires,
+                then=then,
+                progress=lambda *_: None,
+            )
+        )
+
+
+@twisted_test
+async def test_a_hold_ends_when_its_time_is_over() -> None:
+    node = Node()
+    await node.pause(time.time() + 5, "resume")
+    node.reactor.advance(6)
+    assert (node.placed.mode, node.placed.by) == (Mode.OPEN, "the end of the pause")
+
+
+@twisted_test
+async def test_the_end_of_a_hold_does_not_end_the_one_that_follows_it() -> None:
+    """Somebody pauses anew, and has a receipt for that, as the old hold's time is over."""
+    node = Node()
+    await node.pause(time.time() + 5, "resume")
+    node.registry.writing = written = Deferred[None]()
+    anew = node.pause(None, "refuse")
+    node.reactor.advance(6)
+    node.registry.writing = None
+    written.callback(None)
+    receipt = await anew
+    assert (node.placed.mode, node.placed.generation) == (Mode.HOLDING, receipt.generation)
+    assert node.placed.expires is None
