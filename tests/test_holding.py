@@ -250,6 +250,31 @@ async def test_pipelined_requests_are_held_one_by_one_and_in_order() -> None:
 
 
 @twisted_test
+async def test_the_bodies_of_pipelined_requests_count_towards_what_is_kept() -> None:
+    async with stage() as s:
+        s.place(Mode.HOLDING)
+        client = await s.connect(GET + post(b"x" * 5000) + post(b"y" * 5000))
+        await s.held()
+        assert s.live.observed().held_bytes > 10_000
+        client.abort()
+        await s.held(0)
+
+
+@twisted_test
+async def test_what_is_kept_to_be_sent_again_counts_while_it_is_held() -> None:
+    async with stage() as s:
+        client = await s.connect(post(b"x" * 5000, method=b"PUT"))
+        server = await s.origin.accept()
+        await one_request(server)
+        s.place(Mode.HOLDING)
+        s.live.cut()
+        await s.held()
+        assert s.live.observed().held_bytes > 5000
+        client.abort()
+        await s.held(0)
+
+
+@twisted_test
 async def test_pipelined_requests_count_towards_what_is_kept() -> None:
     async with stage() as s:
         await drained(s)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 
 from awesomeproxy.model import Outcome
-from awesomeproxy.proxy.fields import names_in, size_of
+from awesomeproxy.proxy.fields import names_in
 from awesomeproxy.proxy.heads import (
     chunk,
     interim_head,
@@ -35,7 +35,7 @@ from awesomeproxy.proxy.heads import (
     request_head,
     response_head,
 )
-from awesomeproxy.proxy.requests import IDEMPOTENT, OVERHEAD, Request
+from awesomeproxy.proxy.requests import IDEMPOTENT, Request
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.servers import LiveServer
 from awesomeproxy.proxy.tunnel import Source, Tunnel
@@ -102,7 +102,9 @@ class Exchange:
 
     def _wait(self, since: float | None) -> None:
         request = self.request
-        size = OVERHEAD + size_of(request.fields) + sum(map(len, request.chunks))
+        size = request.kept
+        if self.replay is not None:
+            size += self.replay_size
         if self.client is not None:
             if not request.complete:
                 self.client.hold_body()
@@ -434,11 +436,13 @@ class Exchange:
             return False
         if self.client.transport.unsent:
             return True
-        unsent, seen = connection.transport.unsent, connection.unsent_seen
+        unsent = connection.transport.unsent
         if unsent:
             # It has not taken all of the body; but it is not late if it has taken some.
-            connection.unsent_seen = unsent
-            return bool(unsent != seen)
+            # What is unsent alone does not tell: the buffer may be as full as it was.
+            taken = self.request.received - unsent
+            seen, connection.taken_seen = connection.taken_seen, taken
+            return bool(taken != seen)
         return not self.request_sent and not self.request.awaits_continue
 
     def _bad_response(self, connection: ServerConnection, fault: str) -> None:

@@ -109,6 +109,12 @@ class Request:
         """Whether the client keeps the body back until it is told to go on."""
         return self.expects_continue and not self.received
 
+    @property
+    def kept(self) -> int:
+        """About how many bytes of memory it takes."""
+        body = sum(map(len, self.chunks))
+        return OVERHEAD + len(self.target) + size_of(self.fields) + body
+
     def field(self, name: bytes) -> bytes | None:
         """The value of the first end-to-end field of that (lower-case) name."""
         return find(self.fields, name)
@@ -154,7 +160,7 @@ class RequestParser:
     @property
     def kept(self) -> int:
         """About how many bytes of memory that takes."""
-        return len(self._rest) + sum(OVERHEAD + size_of(r.fields) for r in self.ready)
+        return len(self._rest) + sum(request.kept for request in self.ready)
 
     def feed(self, data: bytes) -> None:
         """Take what has arrived."""
