@@ -69,6 +69,7 @@ class Plane:
         self.via = b"1.1 %b" % self.via_token
         self.router: Router[LiveSite] = Router()
         self.sites: dict[str, LiveSite] = {}
+        self._removed: dict[str, LiveSite] = {}  # while something of them is in flight
         self.clients: set[ClientConnection] = set()
         self.stopping = False
         self._on_change = on_change
@@ -85,7 +86,7 @@ class Plane:
         name = desired.site.name
         live = self.sites.get(name)
         if live is None:
-            self.sites[name] = LiveSite(self, desired)
+            self.sites[name] = LiveSite(self, desired, self._removed.pop(name, None))
             self._route()
             return
         before = live.site
@@ -99,6 +100,8 @@ class Plane:
         if live is not None:
             self._route()
             live.close()
+            if not live.drained:
+                self._removed[name] = live
 
     def observed(self, name: str) -> Observed | None:
         """What there is to report of one site."""
@@ -112,6 +115,11 @@ class Plane:
 
     def changed(self, name: str) -> None:
         """Something about a site has changed that others may wait for."""
+        live = self.sites.get(name)
+        if live is not None and live.former is not None and live.former.drained:
+            live.former = None
+        elif name in self._removed and self._removed[name].drained:
+            del self._removed[name]
         self._on_change(name)
 
     def _route(self) -> None:
@@ -171,7 +179,7 @@ class Plane:
         self._empty = gone
         for client in list(self.clients):
             client.abort()
-        for live in self.sites.values():
+        for live in (*self.sites.values(), *self._removed.values()):
             live.close()
             live.cut()
         if not self.clients:

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 class LiveSite:
     """One site at work."""
 
-    def __init__(self, plane: Plane, desired: Desired) -> None:
+    def __init__(self, plane: Plane, desired: Desired, former: LiveSite | None = None) -> None:
+        """
+        :param former: a removed site of the same name that still has requests in flight.
+            Whoever pauses the site wants none of them at its backend either.
+        """
         self.plane = plane
+        self.former = former
         self.site = desired.site
         self.name = desired.site.name.encode()
         self.placement = desired.placement
@@ -73,6 +78,7 @@ class LiveSite:
 
     def close(self) -> None:
         """The site is gone: refuse what is held, let the rest finish."""
+        self._was_drained = False
         self.gate.close()
         self._stop_probe()
         for call in (self._cut_tunnels, self._expiry):
@@ -163,7 +169,7 @@ class LiveSite:
         self.gate.refuse("the pause has outlived its deadline; resume or pause the site again")
 
     def _time_tunnels(self) -> None:
-        if self.tunnels and self._cut_tunnels is None:
+        if self._cut_tunnels is None and any(live.tunnels for live in self._all()):
             self._cut_tunnels = self.plane.reactor.callLater(
                 self.site.drain.tunnels, self.close_tunnels
             )
@@ -183,7 +189,7 @@ class LiveSite:
         if self._cut_tunnels is not None and self._cut_tunnels.active():
             self._cut_tunnels.cancel()
         self._cut_tunnels = None
-        tunnels = list(self.tunnels)
+        tunnels = [tunnel for live in self._all() for tunnel in live.tunnels]
         self.closed += len(tunnels)
         for tunnel in tunnels:
             tunnel.close()
@@ -192,7 +198,7 @@ class LiveSite:
     def cut(self) -> int:
         """Break off whatever is in flight, as ``--force`` asks; return how much that was."""
         count = self.close_tunnels()
-        for connection in list(self.connections):
+        for connection in [connection for live in self._all() for connection in live.connections]:
             exchange = connection.exchange
             if exchange is not None:
                 self.closed += 1
@@ -204,14 +210,15 @@ class LiveSite:
 
     # Observed state
 
+    def _all(self) -> list[LiveSite]:
+        """This site and those it follows."""
+        return [self, *(self.former._all() if self.former is not None else ())]
+
     @property
     def drained(self) -> bool:
         """Held, and nothing of it is left towards a backend."""
-        return (
-            self.gate.holding
-            and not self.gate.in_flight
-            and not self.tunnels
-            and not self.connections
+        return self.gate.holding and not any(
+            live.gate.in_flight or live.tunnels or live.connections for live in self._all()
         )
 
     def check_drained(self) -> None:
@@ -231,17 +238,18 @@ class LiveSite:
         gate = self.gate
         now = self.plane.seconds()
         backend = self.backend
+        every = self._all()
         return Observed(
             site=self.site.name,
             generation=self.placement.generation,
             backend=self.placement.backend,
             mode=Mode.HOLDING if gate.holding else Mode.OPEN,
             state=gate.state,
-            in_flight=gate.in_flight,
+            in_flight=sum(live.gate.in_flight for live in every),
             held=gate.waiting,
             held_bytes=gate.waiting_bytes,
-            tunnels=len(self.tunnels),
-            connections=len(self.connections),
+            tunnels=sum(len(live.tunnels) for live in every),
+            connections=sum(len(live.connections) for live in every),
             closed=self.closed,
             longest_wait=gate.longest_wait,
             counters=self.counters(),

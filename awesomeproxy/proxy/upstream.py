@@ -40,7 +40,7 @@ class ServerConnection(Protocol):
         self.parser = ResponseParser()
         self.tunnel: Tunnel | None = None  # once the protocol has been switched
         self.heard = False  # a byte has come for the present exchange
-        self.unsent_seen = 0  # what the server had not taken when last it was late
+        self.taken_seen: int | None = None  # of a request's body, when it was last late
         self.reused = False
         self.deadline = NEVER
         self.idle_since = 0.0
