@@ -76,6 +76,49 @@ async def test_a_site_that_goes_lets_its_requests_finish() -> None:
 
 
 @twisted_test
+async def test_a_site_that_comes_back_is_not_drained_before_its_former_self() -> None:
+    async with stage(None, None) as s:
+        desired = another(s.origins[1])
+        s.plane.apply(desired)
+        client = await s.connect(post(b"hello").replace(b"blog", b"shop")[:-1])
+        server = await s.origins[1].accept()
+        await server.until(END)
+        former = s.plane.sites["shop"]
+        for _ in range(2):
+            s.plane.remove("shop")
+            s.plane.apply(desired)
+        live = s.plane.sites["shop"]
+        s.plane.apply(replace(desired, placement=Placement("shop", "there", Mode.HOLDING, 2)))
+        observed = s.plane.observed("shop")
+        assert observed is not None
+        assert not observed.drained
+        assert (observed.in_flight, observed.connections) == (1, 1)
+        client.write(b"o")
+        await server.exactly(5)
+        server.write(OK)
+        assert (await client.answer()).status == 200
+        await eventually(lambda: live.drained)
+        observed = s.plane.observed("shop")
+        assert observed is not None
+        assert observed.drained
+        await eventually(lambda: live.former is None and not former.connections)
+
+
+@twisted_test
+async def test_what_a_removed_site_has_in_flight_is_cut_with_the_one_that_comes_back() -> None:
+    async with stage(None, None) as s:
+        desired = another(s.origins[1])
+        s.plane.apply(desired)
+        client = await s.connect(SHOP)
+        server = await s.origins[1].accept()
+        s.plane.remove("shop")
+        s.plane.apply(desired)
+        assert s.plane.cut("shop") == 1
+        assert (await client.answer()).status == 503
+        await eventually(lambda: server.closed)
+
+
+@twisted_test
 async def test_holding_one_site_leaves_the_others_alone() -> None:
     async with stage(always(ok(b"blog")), always(ok(b"shop"))) as s:
         s.plane.apply(another(s.origins[1]))
