@@ -215,7 +215,14 @@ async def test_a_server_that_takes_a_body_slowly_is_not_late() -> None:
         server = await s.origin.accept()
         await server.until(END)
         server.stop_reading()
+        (there,) = s.plane.clients
+        exchange = there.exchange
+        assert exchange is not None
+        assert exchange.connection is not None
+        transport = exchange.connection.transport
         for taken in range(0, size, size // 5):
+            # Time passes while it is the server that is waited for, not the test's client.
+            await eventually(lambda: transport.unsent or exchange.request_sent)
             await s.pass_time(s.site.timeouts.response * 0.9)
             server.read_on()
             await eventually(lambda: len(server.buffer) > taken)  # noqa: B023
