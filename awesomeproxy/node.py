@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ from awesomeproxy.registry.local import LocalRegistry
 
 log = Logger()
 
+RESERVED = 64  # open files that are not for traffic: whatever comes, operators are answered
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
 
@@ -111,6 +113,7 @@ class Node:
             name=settings.name,
             access_log=settings.access_log,
             max_connections=affordable(settings.max_connections),
+            max_sockets=open_files() - RESERVED,
             max_held=settings.max_held,
             max_held_bytes=settings.max_held_bytes,
             on_change=self._changed,
@@ -397,15 +400,19 @@ class Node:
         return os.getpid()
 
 
-def affordable(wanted: int) -> int:
-    """How many clients the limit of open files, raised as far as it can be, leaves room for."""
+def open_files() -> int:
+    """How many files may be open, the limit raised as far as it can be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return wanted
-    # A fifth is for connections to servers and for everything else.
-    room = max(1, (hard - 64) * 4 // 5)
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def affordable(wanted: int) -> int:
+    """How many clients the limit of open files leaves room for."""
+    hard = open_files()
+    # A fifth is for connections to servers.
+    room = max(1, (hard - RESERVED) * 4 // 5)
     if wanted > room:
         log.warn(
             "max_connections is {wanted}, but the limit of open files ({hard}) leaves room"

@@ -323,6 +323,33 @@ async def test_clients_far_too_many_are_not_even_told() -> None:
 
 
 @twisted_test
+async def test_a_request_waits_while_no_socket_is_left_for_it() -> None:
+    async with stage(plane={"max_sockets": 3}) as s:
+        first, second = await s.connect(GET), await s.connect(post(b"x"))
+        server = await s.origin.accept()
+        await s.held()
+        assert "no file descriptor is left" in s.live.observed().trouble
+        server.write(ok(b"", b"Connection: close"))
+        await eventually(lambda: first.buffer or second.buffer)
+        await s.pass_time(1)  # the next knock
+        server = await s.origin.accept()
+        server.write(OK)
+        assert (await first.answer()).status == 200
+        assert (await second.answer()).status == 200
+
+
+@twisted_test
+async def test_clients_leave_the_last_sockets_to_servers() -> None:
+    async with stage(answering, plane={"max_sockets": 10}) as s:
+        for _ in range(9):
+            await s.connect()
+        late = await s.connect()
+        assert await late.rest() == b""
+        s.clients[0].write(GET)
+        assert (await s.clients[0].answer()).status == 200
+
+
+@twisted_test
 async def test_a_client_that_is_turned_away_cannot_stay() -> None:
     async with stage(answering) as s:
         client = await s.connect(b"nonsense\r\n\r\n")

@@ -341,3 +341,20 @@ async def test_open_files_bound_the_connections(stage: Stage) -> None:
     await daemon.serves()
     assert "limit of open files (1064) leaves room for 800" in daemon.log
     assert (await daemon.ask("status"))["node"]["max_connections"] == 800
+
+
+@twisted_test
+async def test_operators_are_answered_when_traffic_has_used_up_the_open_files(
+    stage: Stage,
+) -> None:
+    """So many files are kept back from traffic."""
+    daemon, one = stage.daemon(), stage.origin("one")
+    daemon.configure(site("blog", one))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); "
+    daemon.spawn(limit + TWISTD, "-n", "--pidfile=")
+    await daemon.serves()
+    for _ in range(60):
+        (await daemon.connect()).send(b"GET /later HTTP/1.1\r\nHost: blog.test\r\n\r\n")
+    await daemon.until_site(state="unreachable")
+    receipt = await daemon.ask("pause", site="blog", timeout=0.1, force=True)
+    assert receipt["generation"] == 2

@@ -469,4 +469,6 @@ class ClientFactory(Factory):
         plane = self._plane
         if len(plane.clients) >= plane.max_connections + TURNED_AWAY:
             return None  # which closes it
+        if plane.sockets >= plane.max_sockets * 9 // 10:
+            return None  # the last are for servers
         return ClientConnection(plane, self.listen)

@@ -43,6 +43,7 @@ class Plane:
         name: str = "awesomeproxy",
         access_log: str = "",
         max_connections: int = 16_000,
+        max_sockets: int = 1 << 30,
         max_held: int = 50_000,
         max_held_bytes: int = 1024 * 1024 * 1024,
         clock: IReactorTime | None = None,
@@ -51,6 +52,7 @@ class Plane:
         """
         :param name: the node's, for the Via field.
         :param max_connections: of clients.
+        :param max_sockets: of clients and to servers, together.
         :param max_held: requests held, all sites together; ``max_held_bytes`` likewise.
         :param clock: for deadlines, instead of one that cannot be set back.
         :raise OSError: the access log cannot be opened.
@@ -62,6 +64,7 @@ class Plane:
         self.sweep = Sweep(self.clock)
         self.held = HeldTotal(max_held, max_held_bytes)
         self.max_connections = max_connections
+        self.max_sockets = max_sockets
         self.access_log = AccessLog(reactor, access_log)
         self.request_id = RequestIds()
         # The node's name may not be unique, and a request must be known when it returns.
@@ -196,6 +199,11 @@ class Plane:
             with contextlib.suppress(ValueError):  # a Unix socket has no address
                 trusted = any(ip_address(address) in n for n in listen.trusted_proxies)
         return Origin(address.encode(), trusted)
+
+    @property
+    def sockets(self) -> int:
+        """How many connections there are, of clients and to servers."""
+        return len(self.sweep)
 
     def client_came(self, client: ClientConnection) -> None:
         """Take a connection in."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectError, ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
@@ -61,15 +61,19 @@ class ServerConnection(Protocol):
         """Open it; the exchange is told ``connected`` or ``not_connected``."""
         self.server.busy += 1
         self.site.connections.add(self)
-        reactor = self.site.plane.eager
-        self._call_off = dial(reactor, self.server.server, self, self._failed, timeout)
+        plane = self.site.plane
+        if plane.sockets >= plane.max_sockets:
+            why = ConnectError(string="no file descriptor is left")  # type: ignore[no-untyped-call]
+            self._failed(Failure(why))  # type: ignore[no-untyped-call]
+            return
+        plane.sweep.add(self)
+        self._call_off = dial(plane.eager, self.server.server, self, self._failed, timeout)
 
     def connectionMade(self) -> None:
         """The server's kernel has taken the connection."""
         self._call_off = None
         if self.server.server.scheme != "unix":
             self.transport.setTcpNoDelay(True)
-        self.site.plane.sweep.add(self)
         if self.exchange is None:
             self.close()
         else:
@@ -77,6 +81,7 @@ class ServerConnection(Protocol):
 
     def _failed(self, reason: Failure) -> None:
         self._call_off = None
+        self.site.plane.sweep.remove(self)
         self._gone()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
