@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Literal, cast
 
 from awesomeproxy.model import Network, Server
 from awesomeproxy.quantities import show
@@ -21,10 +22,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")  # "_" is no DNS host, but common
 _HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_MAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
 _VISIBLE = re.compile(r"[!-~]*")
 _LONGEST_SOCKET_PATH = 107  # bytes; unix(7): sun_path has 108, with a final zero
 
-_A_SERVER = 'write "http://HOST:PORT" or "unix:/absolute/path"'
+_A_SERVER = (
+    'write "http://HOST:PORT", "https://HOST:PORT", "h2://HOST:PORT" (HTTP/2 over TLS), '
+    '"h2c://HOST:PORT" (HTTP/2) or "unix:/absolute/path"'
+)
+_PORTS: dict[str, int] = {"http": 80, "https": 443, "h2": 443, "h2c": 80}
 
 
 def text_of(value: object, what: str) -> str:
@@ -130,10 +136,7 @@ def host_header(value: object) -> str:
 
 
 def server(value: object) -> Server:
-    """One server of a backend: ``"http://HOST:PORT"`` or ``"unix:/absolute/path"``.
-
-    ``https://`` is refused: it would have to be verified TLS, and there is none yet.
-    """
+    """One server of a backend: ``"http://HOST:PORT"``, ``"unix:/absolute/path"`` and so on."""
     url = text_of(value, "a server")
     if url.startswith("unix:"):
         try:
@@ -145,11 +148,7 @@ def server(value: object) -> Server:
     scheme = scheme.lower()
     if not mark:
         raise ValueError(f"{show(url)} is not a server; {_A_SERVER}")
-    if scheme == "https":
-        raise ValueError(
-            f"{show(url)} asks for TLS, which is not supported towards servers yet; {_A_SERVER}"
-        )
-    if scheme != "http":
+    if scheme not in _PORTS:
         raise ValueError(f"{show(url)} has the unknown scheme {show(scheme)}; {_A_SERVER}")
     for sign, part in (
         ("@", "a user name"),
@@ -163,9 +162,42 @@ def server(value: object) -> Server:
         host, port = _host_and_port(rest)
     except ValueError as fault:
         raise ValueError(f"{show(url)} is not a server: {fault}; {_A_SERVER}") from None
-    port = port or 80
+    port = port or _PORTS[scheme]
     authority = f"[{host}]" if ":" in host else host
-    return Server(url=f"http://{authority}:{port}", scheme="http", host=host, port=port)
+    known = cast(Literal["http", "https", "h2", "h2c"], scheme)
+    return Server(url=f"{scheme}://{authority}:{port}", scheme=known, host=host, port=port)
+
+
+def server_name(value: object) -> str:
+    """What a certificate is for: a host name or an IP address, in lower case; or nothing."""
+    text = text_of(value, "a name").lower()
+    try:
+        if text and _host_and_port(f"[{text}]" if ":" in text else text)[1] is not None:
+            raise ValueError(f"{show(text)} has a port")
+    except ValueError as fault:
+        raise ValueError(f'{fault}; write a host name, as in "app.internal", or address') from None
+    return text
+
+
+def email(value: object) -> str:
+    """An address for mail, or nothing."""
+    text = text_of(value, "an address for mail")
+    if text and not _MAIL.fullmatch(text):
+        raise ValueError(f'{show(text)} is not an address for mail; write "NAME@HOST"')
+    return text
+
+
+def https_url(value: object) -> str:
+    """A URL of ``https``."""
+    text = text_of(value, "a URL")
+    host, _, path = text.removeprefix("https://").partition("/")
+    if not text.startswith("https://") or not _VISIBLE.fullmatch(path):
+        raise ValueError(f'{show(text)} is not a URL of https; write "https://HOST/PATH"')
+    try:
+        _host_and_port(host)
+    except ValueError as fault:
+        raise ValueError(f'{show(text)}: {fault}; write "https://HOST/PATH"') from None
+    return text
 
 
 def absolute_path(value: object) -> str:
@@ -174,6 +206,11 @@ def absolute_path(value: object) -> str:
     if not path.startswith("/") or path.startswith("//") or not path.isprintable():
         raise ValueError(f'{show(path)} is not an absolute path; begin it with one "/"')
     return path
+
+
+def some_path(value: object) -> str:
+    """An absolute path, or nothing."""
+    return "" if value == "" else absolute_path(value)
 
 
 def log_path(value: object) -> str:
@@ -219,6 +256,14 @@ def header_name(value: object) -> str:
     if text and not _TOKEN.fullmatch(text):
         raise ValueError(f'{show(text)} is not a header\'s name; write one as in "X-Preview"')
     return text.lower()
+
+
+def visible(value: object) -> str:
+    """A word of visible ASCII characters, or nothing."""
+    text = text_of(value, "a word")
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError(f"{show(text)} is not a word; write visible ASCII characters, no spaces")
+    return text
 
 
 def secret(value: object) -> str:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from awesomeproxy import addresses, model
 from awesomeproxy.endpoints import endpoint
 from awesomeproxy.model import Backend, Settings, Site
-from awesomeproxy.quantities import choice, count, duration, show, size, status_range
+from awesomeproxy.quantities import choice, count, duration, flag, show, size, status_range
 from awesomeproxy.shapes import Named, Several, Shape, Spot
 
 T = TypeVar("T")
@@ -126,10 +126,11 @@ def _settings(
     listen: tuple[model.Listen, ...],
     sites: Mapping[str, Site] | None = None,
     node: Mapping[str, Any] | None = None,
+    **others: Any,
 ) -> Settings:
     fields = {"name": os.uname().nodename, **_NODE_DEFAULTS, **(node or {})}
     held = {_HELD[key]: limit for key, limit in fields.pop("hold", {}).items()}
-    return Settings(listen=listen, sites=sites or {}, **fields, **held)
+    return Settings(listen=listen, sites=sites or {}, **fields, **held, **others)
 
 
 def _check_file(settings: Settings, spot: Spot) -> None:
@@ -144,6 +145,28 @@ def _check_file(settings: Settings, spot: Spot) -> None:
             for text in overlaps(site, earlier):
                 place.at("hosts").wrong(text)
             earlier.append(site)
+        _check_acme_site(site, settings, place)
+    for index, listen in enumerate(settings.listen):
+        acme = any(site.tls.acme for site in settings.sites.values())
+        if listen.tls and not settings.tls.certificates and not acme:
+            spot.at("listen").item(index).at("tls").wrong(
+                "is true, but there is no certificate; add certificates to [tls],"
+                " or acme to the sites"
+            )
+
+
+def _check_acme_site(site: Site, settings: Settings, spot: Spot) -> None:
+    if not site.tls.acme:
+        return
+    place = spot.at("tls").at("acme")
+    if settings.acme is None:
+        place.wrong("is true, but nothing says who issues certificates; add an [acme] table")
+    for host in site.hosts:
+        if host.startswith("*."):
+            place.wrong(
+                f"is true, but {show(host)} cannot be proved over HTTP; write false, and add"
+                " a certificate for it to [tls]"
+            )
 
 
 def _check_site(site: Site, spot: Spot) -> None:
@@ -160,6 +183,47 @@ def _check_bypass(bypass: model.Bypass, spot: Spot) -> None:
     if bypass.secret and not bypass.header and not spot.at("header").marred:
         spot.at("header").wrong("is missing, but there is a secret; name the header it comes in")
 
+
+def _check_backend(backend: Backend, spot: Spot) -> None:
+    if backend.send_proxy and any(server.http2 for server in backend.servers):
+        spot.at("send_proxy").wrong(
+            "is for connections of one client each, which those of h2:// and h2c:// servers are"
+            ' not; write ""'
+        )
+    if backend.tls != model.ServerTls() and not any(server.tls for server in backend.servers):
+        spot.at("tls").wrong('is for servers with "https://" or "h2://"; there is none, remove it')
+
+
+def _check_server_tls(tls: model.ServerTls, spot: Spot) -> None:
+    if tls.key and not tls.certificate:
+        spot.at("certificate").wrong("is missing, but there is a key; name the file of its chain")
+    if not tls.verify and (tls.ca_file or tls.name):
+        spot.at("verify").wrong(
+            "is false, but there is a ca_file or a name to verify; remove these, or write true"
+        )
+
+
+def _check_site_tls(tls: model.SiteTls, spot: Spot) -> None:
+    if tls.hsts_subdomains and not tls.hsts:
+        spot.at("hsts").wrong("is missing, but there is hsts_subdomains; write for how long")
+
+
+def _check_listen(listen: model.Listen, spot: Spot) -> None:
+    if listen.tls and listen.h2c:
+        spot.at("h2c").wrong("is for listeners without TLS; with TLS, http2 = true offers HTTP/2")
+
+
+def _check_acme(acme: model.Acme, spot: Spot) -> None:
+    if not acme.terms_agreed and not spot.at("terms_agreed").marred:
+        spot.at("terms_agreed").wrong(
+            "is not true; read the authority's terms of service, and write true if you agree"
+        )
+    if bool(acme.eab_key_id) != bool(acme.eab_key_file):
+        missing = "eab_key_file" if acme.eab_key_id else "eab_key_id"
+        spot.at(missing).wrong("is missing; eab_key_id and eab_key_file come together")
+
+
+_NETWORKS = Several(addresses.network, 'a list, as in ["10.0.0.0/8"]', empty=True)
 
 _HEALTH = Shape(
     model.HealthCheck,
@@ -184,8 +248,22 @@ _BACKEND = Shape(
         "fail_timeout": duration(),
         "max_idle": count(zero=True),
         "idle_timeout": duration(),
+        "tls": Shape(
+            model.ServerTls,
+            {
+                "verify": flag,
+                "ca_file": addresses.some_path,
+                "name": addresses.server_name,
+                "sni": addresses.server_name,
+                "certificate": addresses.some_path,
+                "key": addresses.some_path,
+            },
+            check=_check_server_tls,
+        ),
+        "send_proxy": choice("", "v1", "v2"),
     },
     needed={"servers": ()},
+    check=_check_backend,
 )
 
 _SITE = Shape(
@@ -201,7 +279,12 @@ _SITE = Shape(
         ),
         "timeouts": Shape(
             model.SiteTimeouts,
-            {"connect": duration(), "response": duration(), "tunnel": duration()},
+            {
+                "connect": duration(),
+                "response": duration(),
+                "tunnel": duration(),
+                "websocket": duration(),
+            },
         ),
         "retry": Shape(model.Retry, {"attempts": count(), "budget": duration(zero=True)}),
         "ramp": Shape(model.Ramp, {"start": count(zero=True), "double_every": duration()}),
@@ -209,11 +292,22 @@ _SITE = Shape(
         "bypass": Shape(
             model.Bypass,
             {
-                "networks": Several(addresses.network, 'a list, as in ["10.0.0.0/8"]', empty=True),
+                "networks": _NETWORKS,
                 "header": addresses.header_name,
                 "secret": addresses.secret,
             },
             check=_check_bypass,
+        ),
+        "access": Shape(model.Access, {"allow": _NETWORKS, "deny": _NETWORKS}),
+        "tls": Shape(
+            model.SiteTls,
+            {
+                "redirect": flag,
+                "hsts": duration(zero=True, years=10),
+                "hsts_subdomains": flag,
+                "acme": flag,
+            },
+            check=_check_site_tls,
         ),
         "max_body": size(zero=True),
         "max_in_flight": count(),
@@ -227,17 +321,30 @@ _LISTEN = Shape(
     model.Listen,
     {
         "endpoint": endpoint,
-        "trusted_proxies": Several(addresses.network, 'a list, as in ["10.0.0.0/8"]', empty=True),
+        "tls": flag,
+        "http2": flag,
+        "h2c": flag,
+        "max_streams": count(),
+        "proxy_protocol": _NETWORKS,
+        "max_per_client": count(zero=True),
+        "trusted_proxies": _NETWORKS,
         "max_head": size(),
         "max_target": size(),
         "max_headers": count(),
         "body_rate": size(zero=True),
         "timeouts": Shape(
             model.ListenTimeouts,
-            {"head": duration(), "body": duration(), "idle": duration(), "write": duration()},
+            {
+                "handshake": duration(),
+                "head": duration(),
+                "body": duration(),
+                "idle": duration(),
+                "write": duration(),
+            },
         ),
     },
     needed={"endpoint": ""},
+    check=_check_listen,
 )
 
 _NODE = Shape(
@@ -253,10 +360,36 @@ _NODE = Shape(
     },
 )
 
+_TLS = Shape(
+    model.Tls,
+    {
+        "certificates": Several(addresses.absolute_path, "a list of paths", empty=True),
+        "default": addresses.server_name,
+        "check_every": duration(),
+    },
+)
+
+_ACME = Shape(
+    model.Acme,
+    {
+        "directory": addresses.https_url,
+        "email": addresses.email,
+        "terms_agreed": flag,
+        "ca_file": addresses.some_path,
+        "renew_before": duration(),
+        "eab_key_id": addresses.visible,
+        "eab_key_file": addresses.some_path,
+    },
+    needed={"directory": ""},
+    check=_check_acme,
+)
+
 _FILE = Shape(
     _settings,
     {
         "node": _NODE,
+        "tls": _TLS,
+        "acme": _ACME,
         "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),
         "sites": Named(_SITE, empty=True),
     },

@@ -41,13 +41,26 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One address of a backend: ``http://host:port``, ``https://…`` or ``unix:/path``."""
+    """One address of a backend: ``http://host:port``, ``unix:/path``, and so on.
+
+    ``https`` and ``h2`` are over TLS; ``h2`` and ``h2c`` are spoken to in HTTP/2.
+    """
 
     url: str
-    scheme: Literal["http", "https", "unix"]
+    scheme: Literal["http", "https", "h2", "h2c", "unix"]
     host: str = ""
     port: int = 0
     path: str = ""
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections to it are encrypted."""
+        return self.scheme in ("https", "h2")
+
+    @property
+    def http2(self) -> bool:
+        """Whether it is spoken to in HTTP/2."""
+        return self.scheme in ("h2", "h2c")
 
     def __str__(self) -> str:
         return self.url
@@ -67,6 +80,18 @@ class HealthCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How the servers of a backend prove who they are, and we to them."""
+
+    verify: bool = True
+    ca_file: str = ""  # PEM of who may have signed for them; empty: whom the system trusts
+    name: str = ""  # what their certificate must be for; empty: the host of the URL
+    sni: str = ""  # the name asked for in the handshake; empty: the one that is verified
+    certificate: str = ""  # PEM of our own chain, for servers that want to know us ...
+    key: str = ""  # ... and of its key; empty: in the same file
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """A named place that can serve a site."""
 
@@ -78,6 +103,8 @@ class Backend:
     fail_timeout: float = 5.0  # ... for so long (nginx: max_fails, fail_timeout)
     max_idle: int = 64  # pooled idle connections per server
     idle_timeout: float = 4.0  # below the server's own keep-alive timeout
+    tls: ServerTls = ServerTls()
+    send_proxy: Literal["", "v1", "v2"] = ""  # a PROXY header on each connection to a server
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +123,7 @@ class SiteTimeouts:
     connect: float = 3.0  # to open a connection to a server
     response: float = 60.0  # without a byte from the server while it owes one
     tunnel: float = 3600.0  # without a byte either way on an upgraded connection
+    websocket: float = 3600.0  # the same if what is spoken there is WebSocket
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +151,7 @@ class Drain:
     """How long requests in flight may take to finish when a site is held."""
 
     time: float = 20.0  # requests, event streams and long polls; then the pause fails
-    tunnels: float = 5.0  # upgraded connections; then they are closed
+    tunnels: float = 5.0  # upgraded connections; then they are closed (WebSockets: by then)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +161,24 @@ class Bypass:
     networks: tuple[Network, ...] = ()
     header: str = ""
     secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Which clients may ask for a site; all others are answered 403."""
+
+    allow: tuple[Network, ...] = ()  # empty: everybody
+    deny: tuple[Network, ...] = ()  # these not, even if they are allowed
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTls:
+    """What a site wants of TLS towards its clients."""
+
+    redirect: bool = False  # whoever asks without TLS is sent to https
+    hsts: float = 0.0  # seconds for which browsers shall insist on TLS (RFC 6797); 0: nothing said
+    hsts_subdomains: bool = False  # the same for all names below the site's
+    acme: bool = False  # have certificates for the site's hosts issued, see ``Acme``
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +196,8 @@ class Site:
     ramp: Ramp = Ramp()
     drain: Drain = Drain()
     bypass: Bypass = Bypass()
+    access: Access = Access()
+    tls: SiteTls = SiteTls()
     max_body: int = 0  # bytes of a request body; 0: no limit
     max_in_flight: int = 1024  # more wait at the gate
     reuse_unsafe: float = 0.0  # idle age up to which a pooled connection may carry a POST
@@ -288,6 +336,7 @@ class Ledger:
 class ListenTimeouts:
     """Towards clients.  ``head`` is absolute: bytes that trickle in do not extend it."""
 
+    handshake: float = 10.0  # for all that comes before HTTP: a PROXY header, a TLS handshake
     head: float = 10.0  # for a whole request head (HAProxy: http-request)
     body: float = 20.0  # grace before ``body_rate`` is enforced, and between body bytes
     idle: float = 75.0  # between requests of a connection (nginx: keepalive_timeout)
@@ -299,12 +348,40 @@ class Listen:
     """One address that takes requests, and what it allows a client."""
 
     endpoint: str  # a Twisted server endpoint string
+    tls: bool = False
+    http2: bool = True  # offered to those who come with TLS
+    h2c: bool = False  # HTTP/2 without TLS, to those who begin with it (RFC 9113, section 3.3)
+    max_streams: int = 128  # requests at one time on a connection that speaks HTTP/2
+    proxy_protocol: tuple[Network, ...] = ()  # who begins each connection with a PROXY header
+    max_per_client: int = 0  # connections of one client address; 0: no limit
     trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-* and X-Request-Id are kept
     max_head: int = 32 * 1024  # 431
     max_target: int = 8 * 1024  # 414
     max_headers: int = 100  # 431
     body_rate: int = 512  # bytes a second a request body must reach; 408
     timeouts: ListenTimeouts = ListenTimeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The certificates of the node."""
+
+    certificates: tuple[str, ...] = ()  # PEM files, and directories of them
+    default: str = ""  # the name whose certificate clients get that ask for no known one
+    check_every: float = 5.0  # seconds between looks whether the files have changed
+
+
+@dataclass(frozen=True, slots=True)
+class Acme:
+    """The authority that issues certificates (RFC 8555)."""
+
+    directory: str  # its URL; https
+    email: str = ""  # where it may write to
+    terms_agreed: bool = False  # to the terms of service of the authority
+    ca_file: str = ""  # PEM of who may have signed for the authority's own server
+    renew_before: float = 30 * 86400.0  # seconds before the end of a certificate
+    eab_key_id: str = ""  # external account binding, where the authority wants one ...
+    eab_key_file: str = ""  # ... and the file of its key, in base64url
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,3 +398,5 @@ class Settings:
     max_connections: int = 16_000  # of clients, all listeners together
     max_held: int = 50_000  # requests held, all sites together
     max_held_bytes: int = 1024 * 1024 * 1024  # the same in bytes
+    tls: Tls = Tls()
+    acme: Acme | None = None

@@ -17,8 +17,8 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 8760 * 3600  # a year
 _SIZE = re.compile(r"([0-9]{1,16}) ?(B|KB|MB|GB)")
 _BYTES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
@@ -51,10 +51,10 @@ def _in_range(value: object, number: float, zero: bool, most: float, spelled: st
         raise ValueError(f"{show(value)} is out of range; write {least} and at most {spelled}")
 
 
-def duration(*, zero: bool = False) -> Callable[[object], float]:
-    """A reader of seconds: ``60``, ``0.5``, ``"250ms"``, ``"60s"``, ``"5m"``, ``"1h"``.
+def duration(*, zero: bool = False, years: int = 1) -> Callable[[object], float]:
+    """A reader of seconds: ``60``, ``0.5``, ``"250ms"``, ``"60s"``, ``"5m"``, ``"1h"``, ``"30d"``.
 
-    ``zero`` says whether 0 is allowed.
+    ``zero`` says whether 0 is allowed, ``years`` how many of them at the most.
     """
 
     def read(value: object) -> float:
@@ -67,9 +67,9 @@ def duration(*, zero: bool = False) -> Callable[[object], float]:
         else:
             raise ValueError(
                 f"{show(value)} is not a duration; "
-                'write a number of seconds, or a text such as "250ms", "60s", "5m" or "1h"'
+                'write a number of seconds, or a text such as "250ms", "60s", "5m", "1h" or "30d"'
             )
-        _in_range(value, number, zero, _LONGEST, '"8760h"')
+        _in_range(value, number, zero, years * _LONGEST, f'"{years * 365}d"')
         return float(number)
 
     return read
@@ -107,6 +107,13 @@ def count(*, zero: bool = False) -> Callable[[object], int]:
         return value
 
     return read
+
+
+def flag(value: object) -> bool:
+    """A reader of yes or no."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{show(value)} is neither true nor false; write one of them, unquoted")
+    return value
 
 
 def choice(*allowed: str) -> Callable[[object], str]:

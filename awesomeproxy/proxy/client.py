@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from awesomeproxy.model import Listen
 from awesomeproxy.proxy.answers import answer
+from awesomeproxy.proxy.arrival import Arrival
 from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin
 from awesomeproxy.proxy.requests import Request, RequestParser
@@ -45,9 +46,13 @@ class ClientConnection(Protocol):
 
     transport: Any
 
-    def __init__(self, plane: Plane, listen: Listen) -> None:
+    def __init__(self, plane: Plane, listen: Listen, arrival: Arrival | None = None) -> None:
+        """
+        :param arrival: what has been learnt of the client already; None: ask the transport.
+        """
         self.plane = plane
         self.listen = listen
+        self.arrival = arrival
         self.parser = RequestParser(listen)
         self.exchange: Exchange | None = None
         self.address = ""
@@ -67,11 +72,14 @@ class ClientConnection(Protocol):
 
     def connectionMade(self) -> None:
         """A client has come."""
-        peer = self.transport.getPeer()
-        self.address = getattr(peer, "host", "unix").removeprefix("::ffff:")
-        if self.address != "unix":
-            self.transport.setTcpNoDelay(True)
-        self.origin = self.plane.origin(self.address, self.listen)
+        if self.arrival is None:
+            peer = self.transport.getPeer()
+            address = getattr(peer, "host", "unix").removeprefix("::ffff:")
+            if address != "unix":
+                self.transport.setTcpNoDelay(True)
+            self.arrival = Arrival(address, getattr(peer, "port", 0))
+        self.address = self.arrival.address
+        self.origin = self.plane.origin(self.arrival, self.listen)
         self.deadline = self.plane.seconds() + self.listen.timeouts.head
         plane = self.plane
         plane.client_came(self)

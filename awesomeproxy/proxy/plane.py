@@ -22,6 +22,7 @@ from awesomeproxy.gate import HeldTotal
 from awesomeproxy.happenings import Once
 from awesomeproxy.model import Desired, Listen, Observed, Outcome
 from awesomeproxy.proxy.accesslog import AccessLog
+from awesomeproxy.proxy.arrival import Arrival
 from awesomeproxy.proxy.client import ClientConnection, ClientFactory
 from awesomeproxy.proxy.clock import SteadyClock
 from awesomeproxy.proxy.exchange import Exchange
@@ -192,13 +193,13 @@ class Plane:
 
     # What connections ask
 
-    def origin(self, address: str, listen: Listen) -> Origin:
+    def origin(self, arrival: Arrival, listen: Listen) -> Origin:
         """The fields that say where a client's requests come from."""
         trusted = False
         if listen.trusted_proxies:
             with contextlib.suppress(ValueError):  # a Unix socket has no address
-                trusted = any(ip_address(address) in n for n in listen.trusted_proxies)
-        return Origin(address.encode(), trusted)
+                trusted = any(ip_address(arrival.address) in n for n in listen.trusted_proxies)
+        return Origin(arrival.address.encode(), trusted, b"https" if arrival.tls else b"http")
 
     @property
     def sockets(self) -> int:
