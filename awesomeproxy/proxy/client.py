@@ -25,8 +25,10 @@ from awesomeproxy.model import Listen
 from awesomeproxy.proxy.answers import answer
 from awesomeproxy.proxy.arrival import Arrival
 from awesomeproxy.proxy.exchange import Exchange
-from awesomeproxy.proxy.heads import Origin
+from awesomeproxy.proxy.heads import Origin, chunk, interim_head, last_chunk, response_head
+from awesomeproxy.proxy.interfaces import IClient
 from awesomeproxy.proxy.requests import Request, RequestParser
+from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.router import BadHost
 from awesomeproxy.proxy.sweep import NEVER
 
@@ -40,9 +42,9 @@ TURNED_AWAY = 256  # clients more than there may be, who are told so
 LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
 
 
-@implementer(IPushProducer)
+@implementer(IClient)
 class ClientConnection(Protocol):
-    """One connection of a client.  To a server's transport it is what produces the body."""
+    """One connection of a client that speaks HTTP/1.1."""
 
     transport: Any
 
@@ -66,6 +68,8 @@ class ClientConnection(Protocol):
         self._body_seen = 0  # of the present request's body, at the last look
         self._head_timed = False
         self._taken_seen = 0  # of its answer, at the last look
+        self._keep_alive = True  # behind the present answer
+        self._chunked = False  # the present answer's body
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self.address}: {self.exchange!r}>"
@@ -221,13 +225,84 @@ class ClientConnection(Protocol):
                 self.deadline = NEVER
             exchange.body_arrived()
 
+    # The response
+
+    def interim(self, response: Response) -> None:
+        """Pass a 1xx response on, to who knows of such."""
+        if self.exchange is not None and self.exchange.request.version == b"1.1":
+            self.transport.write(interim_head(response))
+
+    def relay(self, exchange: Exchange, response: Response, head: bool) -> None:
+        """Send what has come of a response, in one write."""
+        data = self._head(exchange, response) if head else b""
+        if response.chunks:
+            parts, response.chunks = response.chunks, []
+            if self._chunked:
+                data += chunk(parts)
+            elif len(parts) == 1 and not data:
+                data = parts[0]
+            else:
+                data += b"".join(parts)
+        if self._chunked and response.complete:
+            data += last_chunk(response.trailers)
+        exchange.bytes_sent += len(data)
+        self.transport.write(data)
+
+    def _head(self, exchange: Exchange, response: Response) -> bytes:
+        request = exchange.request
+        old = request.version == b"1.0"
+        length = response.length
+        until_close = False
+        if request.method == b"HEAD" or response.status in (204, 304):
+            chunked = response.chunked and not old and response.status not in (204, 304)
+            self._chunked = False
+            if response.status == 204:
+                length = -1
+        else:
+            self._chunked = chunked = length < 0 and not old
+            until_close = length < 0 and old
+        # RFC 9112, section 9.6: the rest of an early answer's request is not read.
+        early = not request.complete and (response.complete or length >= 0)
+        self._keep_alive = (
+            request.keep_alive and not until_close and not early and not self.plane.stopping
+        )
+        connection = b""
+        if not self._keep_alive:
+            connection = b"Connection: close"
+        elif old:
+            connection = b"Connection: keep-alive"
+        return response_head(
+            response, chunked=chunked, length=length, connection=connection, held=exchange.held
+        )
+
+    def stream_from(self, source: IPushProducer, now: float) -> None:
+        """The response is long: let the slower side set the pace."""
+        if self.transport.producer is None:
+            self.transport.registerProducer(source, True)
+        if self.transport.unsent:
+            self.watch_writing(now)
+
+    def stream_ended(self) -> None:
+        """No more will come from that source."""
+        self.transport.unregisterProducer()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of the response that the client has not taken yet."""
+        return int(self.transport.unsent)
+
+    @property
+    def kept(self) -> int:
+        """Bytes of memory that what came behind the request takes."""
+        return self.parser.kept
+
     def finished(self, exchange: Exchange, now: float) -> None:
         """The response has been sent."""
         self.exchange = None
         request = exchange.request
         if not request.complete:
             self._linger()
-        elif not exchange.keep_alive:
+        elif not self._keep_alive:
             self._close()
         else:
             self.deadline = now + self.listen.timeouts.idle
@@ -390,6 +465,13 @@ class ClientConnection(Protocol):
             exchange.refuse(408, reason)
 
     # Tunnels
+
+    def switch(self, exchange: Exchange, response: Response) -> bytes:
+        """The head that says so."""
+        fields = b"Connection: Upgrade\r\nUpgrade: %b" % response.upgrade
+        return response_head(
+            response, chunked=False, length=-1, connection=fields, held=exchange.held
+        )
 
     def begin_tunnel(self, tunnel: Tunnel) -> bytes:
         """From here on bytes go to ``tunnel``; return those that have come already."""

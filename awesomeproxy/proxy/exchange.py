@@ -28,21 +28,14 @@ from twisted.internet.defer import Deferred
 
 from awesomeproxy.model import Outcome
 from awesomeproxy.proxy.fields import names_in
-from awesomeproxy.proxy.heads import (
-    chunk,
-    interim_head,
-    last_chunk,
-    request_head,
-    response_head,
-)
+from awesomeproxy.proxy.interfaces import ICarrier, IClient
 from awesomeproxy.proxy.requests import IDEMPOTENT, Request
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.servers import LiveServer
-from awesomeproxy.proxy.tunnel import Source, Tunnel
+from awesomeproxy.proxy.tunnel import Tunnel
 from awesomeproxy.proxy.upstream import ServerConnection
 
 if TYPE_CHECKING:
-    from awesomeproxy.proxy.client import ClientConnection
     from awesomeproxy.proxy.site import LiveSite
 
 REPLAYABLE = 64 * 1024  # bytes of a request body kept for a second sending
@@ -53,15 +46,15 @@ class Exchange:
     """A request and what becomes of it.  ``client`` is None once it has left."""
 
     # What most exchanges never change costs nothing to set up this way.
-    client: ClientConnection | None
-    connection: ServerConnection | None = None
+    client: IClient | None
+    connection: ICarrier | None = None
     server: LiveServer | None = None  # the last it was meant for
     waiting: Deferred[Outcome] | None = None
     counted = False  # in flight at the gate
     bypass = False
     head_sent = False  # of the response, to the client
     request_sent = False
-    chunked = False  # the response's body, to the client
+    streaming = False  # the response, at the pace of the slower side
     sends = 0
     tried = NONE_TRIED
     replay: list[bytes] | None = None
@@ -70,15 +63,12 @@ class Exchange:
     status = 0
     bytes_sent = 0
 
-    def __init__(
-        self, client: ClientConnection, request: Request, site: LiveSite, started: float
-    ) -> None:
+    def __init__(self, client: IClient, request: Request, site: LiveSite, started: float) -> None:
         self.client = client
         self.address = client.origin.address
         self.request = request
         self.site = site
         self.started = started
-        self.keep_alive = request.keep_alive
 
     def __repr__(self) -> str:
         doing = "held" if self.waiting is not None else f"sent {self.sends} times"
@@ -109,7 +99,7 @@ class Exchange:
             if not request.complete:
                 self.client.hold_body()
             self.client.watch_leaving()
-            size += self.client.parser.kept
+            size += self.client.kept
         began = self.site.plane.seconds()
         self.waiting = self.site.gate.wait(size, since)
         self.waiting.addCallback(self._waited, began)
@@ -152,7 +142,7 @@ class Exchange:
             self._unreachable(site.why_unreachable())
             return
         self.server = server
-        connection = None
+        connection: ICarrier | None = None
         if server.idle and not self.sends:
             request = self.request
             once = request.length > REPLAYABLE or request.chunked  # too long to keep, or may be
@@ -167,16 +157,15 @@ class Exchange:
             connection.connect(site.site.timeouts.connect)
         else:
             connection.exchange = self
-            connection.reused = True
             server.busy += 1
             self.connection = connection
             self._send(connection, now)
 
-    def connected(self, connection: ServerConnection) -> None:
+    def connected(self, connection: ICarrier) -> None:
         """A fresh connection is there."""
         self._send(connection, self.site.plane.seconds())
 
-    def not_connected(self, connection: ServerConnection, why: str) -> None:
+    def not_connected(self, connection: ICarrier, why: str) -> None:
         """A server could not be reached: nothing has been sent there."""
         self.connection = None
         server = connection.server
@@ -203,21 +192,17 @@ class Exchange:
         self.site.gate.leave()
         self._wait(self.started)
 
-    def _send(self, connection: ServerConnection, now: float) -> None:
+    def _send(self, connection: ICarrier, now: float) -> None:
         """Send head and body, as far as it has arrived, in one write."""
         site = self.site
         request = self.request
         self.sends += 1
-        connection.heard = False
-        connection.parser.expect(request.method == b"HEAD")
         connection.deadline = now + site.site.timeouts.response
-        assert self.client is not None
-        lines = request_head(request, self.client.origin, site.plane.via)
+        client = self.client
+        assert client is not None
         if request.complete and not request.chunks and self.replay is None:
             self.request_sent = True
-            if request.chunked:
-                lines += last_chunk(request.trailers)
-            connection.transport.write(lines)
+            connection.send(request, client.origin, request.chunks, True)
             return
         if self.replay is None:
             self.replay = []
@@ -225,54 +210,43 @@ class Exchange:
             request.chunks[:0] = self.replay
             self.replay = []
             self.replay_size = 0
-        connection.transport.write(lines + self._take_body())
+        connection.send(request, client.origin, self._take_body(), request.complete)
         if not request.complete:
-            connection.transport.registerProducer(self.client, True)
-            self.client.take_body()
+            connection.pull_from(client)
+            client.take_body()
 
-    def _take_body(self) -> bytes:
-        """What has arrived of the body, framed for the server."""
+    def _take_body(self) -> list[bytes]:
+        """What has arrived of the body, kept as well while that is little."""
         request = self.request
         parts, request.chunks = request.chunks, []
-        size = sum(map(len, parts))
+        self.request_sent = request.complete
         if self.replay is not None:
-            self.replay_size += size
+            self.replay_size += sum(map(len, parts))
             if self.replay_size <= REPLAYABLE:
                 self.replay.extend(parts)
             else:
                 self.replay = None
-        if not request.chunked:
-            self.request_sent = request.complete
-            return b"".join(parts)
-        body = chunk(parts) if size else b""
-        if request.complete:
-            self.request_sent = True
-            body += last_chunk(request.trailers)
-        return body
+        return parts
 
     def body_arrived(self) -> None:
         """More of the request's body is here."""
         connection = self.connection
-        if connection is None or not self.sends or self.request_sent:
+        if connection is None or not self.sends or self.request_sent or not connection.ready:
             return
-        if connection.transport is None or not connection.transport.connected:
-            return
-        body = self._take_body()
         connection.deadline = self.site.plane.seconds() + self.site.site.timeouts.response
-        connection.transport.write(body)
+        connection.send_body(self.request, self._take_body(), self.request.complete)
         if self.request.complete and self.client is not None:
-            connection.transport.unregisterProducer()
+            connection.pulled()
             self.client.resumeProducing()
 
     # The way back
 
-    def arrived(self, connection: ServerConnection, fault: str) -> None:
+    def arrived(self, connection: ICarrier, fault: str) -> None:
         """Something has come from the server; it is parsed already."""
-        parser = connection.parser
-        response = parser.response
+        response = connection.response
         client = self.client
-        if parser.interim:
-            self._relay_interim(connection, parser.interim)
+        if connection.interims:
+            self._relay_interims(connection)
         if not response.head_complete or (fault and not response.complete and not self.head_sent):
             if fault:
                 self._bad_response(connection, fault)
@@ -281,100 +255,49 @@ class Exchange:
             # The server has done what it was asked; there is nobody to tell.
             self._finish(connection, response, bool(fault) or not response.complete)
             return
-        if self.head_sent:
-            data = b""
-        elif response.status == 101:
+        if response.status == 101:
             asked = self.request.upgrade and names_in(self.request.upgrade)
             if asked and names_in(response.upgrade) <= asked and not fault:
                 self._switch(connection, response)
             else:
                 self._bad_response(connection, "the server has switched protocols unasked")
             return
-        else:
-            data = self._start(response)
-        if response.chunks:
-            parts, response.chunks = response.chunks, []
-            if self.chunked:
-                data += chunk(parts)
-            elif len(parts) == 1 and not data:
-                data = parts[0]
-            else:
-                data += b"".join(parts)
+        head = not self.head_sent
+        if head:
+            self.head_sent = True
+            self.status = response.status
+        client.relay(self, response, head)
         if response.complete:
-            if self.chunked:
-                data += last_chunk(response.trailers)
-            self.bytes_sent += len(data)
-            client.transport.write(data)
             self._finish(connection, response, bool(fault))
+        elif fault:
+            self._truncate(connection)
         else:
-            self.bytes_sent += len(data)
-            client.transport.write(data)
-            if fault:
-                self._truncate(connection)
-            else:
-                self._stream(connection)
+            self.streaming = True
+            now = self.site.plane.seconds()
+            connection.deadline = now + self.site.site.timeouts.response
+            client.stream_from(connection, now)
 
-    def _start(self, response: Response) -> bytes:
-        """The head that the client gets."""
-        request = self.request
-        self.head_sent = True
-        self.status = response.status
-        length = response.length
-        connection = b""
-        if response.complete and (request.method == b"HEAD" or response.status in (204, 304)):
-            chunked = response.chunked and request.version == b"1.1"
-            if response.status in (204, 304):
-                chunked = False
-            if response.status == 204:
-                length = -1
-        elif length >= 0:
-            chunked = False
-        elif request.version == b"1.1":
-            chunked = self.chunked = True
-        else:
-            chunked = False
-            self.keep_alive = False
-        early = not request.complete and (response.complete or length >= 0)
-        if early or self.site.plane.stopping:
-            self.keep_alive = False  # RFC 9112, section 9.6: the rest of its body is not read
-        if not self.keep_alive:
-            connection = b"Connection: close"
-        elif request.version == b"1.0":
-            connection = b"Connection: keep-alive"
-        return response_head(
-            response, chunked=chunked, length=length, connection=connection, held=self.held
-        )
-
-    def _relay_interim(self, connection: ServerConnection, interim: list[Response]) -> None:
+    def _relay_interims(self, connection: ICarrier) -> None:
         site = self.site
         connection.deadline = site.plane.seconds() + site.site.timeouts.response
-        for response in interim:
+        for response in connection.interims:
             if response.status == 100:
                 self.request.expects_continue = False
-            if self.client is not None and self.request.version == b"1.1":
-                self.client.transport.write(interim_head(response))
-        interim.clear()
+            if self.client is not None:
+                self.client.interim(response)
+        connection.interims.clear()
 
-    def _stream(self, connection: ServerConnection) -> None:
-        """The response is long: let the slower side set the pace."""
-        client = self.client
-        assert client is not None
-        now = self.site.plane.seconds()
-        connection.deadline = now + self.site.site.timeouts.response
-        if client.transport.producer is None:
-            client.transport.registerProducer(Source(connection.transport), True)
-        if client.transport.unsent:
-            client.watch_writing(now)
-
-    def _finish(self, connection: ServerConnection, response: Response, spoilt: bool) -> None:
+    def _finish(self, connection: ICarrier, response: Response, spoilt: bool) -> None:
         """The response is complete (or nobody wants the rest): part with the connection."""
         now = self.site.plane.seconds()
         self.connection = None
         connection.server.worked()
         client = self.client
-        if client is not None and client.transport.producer is not None:
-            client.transport.unregisterProducer()
-            connection.transport.resumeProducing()
+        if self.streaming:
+            self.streaming = False
+            if client is not None:
+                client.stream_ended()
+            connection.resumeProducing()
         if spoilt or not self.request_sent:
             connection.abort()
         elif response.keep_alive:
@@ -387,10 +310,9 @@ class Exchange:
 
     # What may go wrong on the way
 
-    def lost(self, connection: ServerConnection, clean: bool) -> None:
+    def lost(self, connection: ICarrier, clean: bool) -> None:
         """The connection to the server is gone."""
-        parser = connection.parser
-        if self.sends and parser.close() and clean:
+        if self.sends and connection.ended() and clean:
             self.arrived(connection, "the end")
         elif self.head_sent:
             self._truncate(connection)
@@ -417,7 +339,7 @@ class Exchange:
             and self.replay_size <= REPLAYABLE
         )
 
-    def server_late(self, connection: ServerConnection, now: float) -> None:
+    def server_late(self, connection: ICarrier, now: float) -> None:
         """No byte from the server for too long, on a connection that owes one."""
         if self._client_late(connection):
             connection.deadline = now + self.site.site.timeouts.response
@@ -430,13 +352,13 @@ class Exchange:
             limit = self.site.site.timeouts.response
             self._failed(504, f"The server has not answered within {limit:g} s.")
 
-    def _client_late(self, connection: ServerConnection) -> bool:
+    def _client_late(self, connection: ICarrier) -> bool:
         """Whether the server waits for the client, who has deadlines of its own."""
         if self.client is None:
             return False
-        if self.client.transport.unsent:
+        if self.client.unsent:
             return True
-        unsent = connection.transport.unsent
+        unsent = connection.unsent
         if unsent:
             # It has not taken all of the body; but it is not late if it has taken some.
             # What is unsent alone does not tell: the buffer may be as full as it was.
@@ -445,7 +367,7 @@ class Exchange:
             return bool(taken != seen)
         return not self.request_sent and not self.request.awaits_continue
 
-    def _bad_response(self, connection: ServerConnection, fault: str) -> None:
+    def _bad_response(self, connection: ICarrier, fault: str) -> None:
         connection.abort()
         connection.server.failed(self.site.plane.seconds(), fault)
         self._failed(502, f"Bad response: {fault}.")
@@ -459,7 +381,7 @@ class Exchange:
             reason += " The request may have been carried out; it was not sent again."
         self.refuse(status, reason)
 
-    def _truncate(self, connection: ServerConnection) -> None:
+    def _truncate(self, connection: ICarrier) -> None:
         """The response breaks off in the middle: so must the client's."""
         self.site.failed += 1
         self.cut(connection)
@@ -496,7 +418,7 @@ class Exchange:
             self.cut(connection)
         # Otherwise the server is at work on it: in flight until it has answered.
 
-    def cut(self, connection: ServerConnection) -> None:
+    def cut(self, connection: ICarrier) -> None:
         """Break off: close the server's side now, and the client's if it is still there."""
         self.connection = None
         connection.abort()
@@ -505,7 +427,7 @@ class Exchange:
         if client is not None:
             client.abort()
 
-    def break_off(self, connection: ServerConnection) -> None:
+    def break_off(self, connection: ICarrier) -> None:
         """Its site is held and waits no longer: what can be sent again waits, the rest ends."""
         if self.client is None:
             self.cut(connection)
@@ -525,13 +447,13 @@ class Exchange:
 
     # Upgrades
 
-    def _switch(self, connection: ServerConnection, response: Response) -> None:
+    def _switch(self, connection: ICarrier, response: Response) -> None:
         """Both sides speak another protocol from here on."""
         assert self.client is not None
+        assert isinstance(connection, ServerConnection)  # the only kind that is asked to
         self.head_sent = True
         self.status = 101
-        fields = b"Connection: Upgrade\r\nUpgrade: %b" % response.upgrade
-        head = response_head(response, chunked=False, length=-1, connection=fields, held=self.held)
+        head = self.client.switch(self, response)
         Tunnel(self, self.client, connection).open(head)
         if self.counted:
             self.counted = False

@@ -70,7 +70,9 @@ class Plane:
         self.request_id = RequestIds()
         # The node's name may not be unique, and a request must be known when it returns.
         self.via_token = f"{name}-{os.urandom(3).hex()}".encode()
-        self.via = b"1.1 %b" % self.via_token
+        self.via = {  # by the version in which a request has come (RFC 9110, section 7.6.3)
+            version: b"%b %b" % (version, self.via_token) for version in (b"1.0", b"1.1", b"2.0")
+        }
         self.router: Router[LiveSite] = Router()
         self.sites: dict[str, LiveSite] = {}
         self._removed: dict[str, LiveSite] = {}  # while something of them is in flight

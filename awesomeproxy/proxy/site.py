@@ -12,13 +12,12 @@ from twisted.internet.interfaces import IDelayedCall
 from awesomeproxy.gate import Gate
 from awesomeproxy.model import Backend, Counters, Desired, Mode, Observed, Placement, Site
 from awesomeproxy.proxy.health import Checks, Probe
+from awesomeproxy.proxy.interfaces import IClient, IServerLink
 from awesomeproxy.proxy.servers import LiveBackend
 
 if TYPE_CHECKING:
-    from awesomeproxy.proxy.client import ClientConnection
     from awesomeproxy.proxy.plane import Plane
     from awesomeproxy.proxy.tunnel import Tunnel
-    from awesomeproxy.proxy.upstream import ServerConnection
 
 
 class LiveSite:
@@ -37,7 +36,7 @@ class LiveSite:
         self.gate = Gate(plane.clock, total=plane.held, on_idle=self._gate_idle)
         self.backends: dict[str, LiveBackend] = {}
         self.backend: LiveBackend | None = None  # where it is placed
-        self.connections: set[ServerConnection] = set()
+        self.connections: set[IServerLink] = set()
         self.tunnels: set[Tunnel] = set()
         self.requests = 0
         self.retried = 0
@@ -198,14 +197,15 @@ class LiveSite:
     def cut(self) -> int:
         """Break off whatever is in flight, as ``--force`` asks; return how much that was."""
         count = self.close_tunnels()
-        for connection in [connection for live in self._all() for connection in live.connections]:
-            exchange = connection.exchange
-            if exchange is not None:
-                self.closed += 1
-                count += 1
-                exchange.break_off(connection)
-            else:
-                connection.abort()
+        for link in [link for live in self._all() for link in live.connections]:
+            carriers = link.carriers()
+            for carrier in carriers:
+                if carrier.exchange is not None:
+                    self.closed += 1
+                    count += 1
+                    carrier.exchange.break_off(carrier)
+            if not carriers:
+                link.abort()
         return count
 
     # Observed state
@@ -276,7 +276,7 @@ class LiveSite:
 
     # What exchanges ask
 
-    def lets_by(self, secret: bytes | None, client: ClientConnection | None) -> bool:
+    def lets_by(self, secret: bytes | None, client: IClient | None) -> bool:
         """Whether a request passes the held gate: the operator tries the new place.
 
         :param secret: what the request had in the field :attr:`bypass_field`.

@@ -16,8 +16,8 @@ from zope.interface import implementer
 from awesomeproxy.proxy.sweep import NEVER
 
 if TYPE_CHECKING:
-    from awesomeproxy.proxy.client import ClientConnection
     from awesomeproxy.proxy.exchange import Exchange
+    from awesomeproxy.proxy.interfaces import IClient
     from awesomeproxy.proxy.upstream import ServerConnection
 
 
@@ -25,7 +25,7 @@ class Tunnel:
     """Bytes between a client and a server, on behalf of the exchange that led to it."""
 
     def __init__(
-        self, exchange: Exchange, client: ClientConnection, server: ServerConnection
+        self, exchange: Exchange, client: IClient, server: ServerConnection
     ) -> None:
         self._exchange = exchange
         self._client = client

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.error import ConnectError, ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from awesomeproxy.proxy.dial import dial
-from awesomeproxy.proxy.responses import BadResponse, ResponseParser
+from awesomeproxy.proxy.heads import Origin, chunk, last_chunk, request_head
+from awesomeproxy.proxy.interfaces import ICarrier, IClient, IServerLink
+from awesomeproxy.proxy.requests import Request
+from awesomeproxy.proxy.responses import BadResponse, Response, ResponseParser
 from awesomeproxy.proxy.servers import LiveServer, is_silent
 from awesomeproxy.proxy.sweep import NEVER
 
@@ -28,8 +32,9 @@ if TYPE_CHECKING:
 FLUSH = 5.0  # seconds that a server may take for the last of what it is sent
 
 
+@implementer(ICarrier, IServerLink)
 class ServerConnection(Protocol):
-    """One connection to a server of a site."""
+    """One connection to a server of a site, in HTTP/1.1."""
 
     transport: Any
 
@@ -38,6 +43,7 @@ class ServerConnection(Protocol):
         self.server = server
         self.exchange: Exchange | None = exchange
         self.parser = ResponseParser()
+        self.interims = self.parser.interim
         self.tunnel: Tunnel | None = None  # once the protocol has been switched
         self.heard = False  # a byte has come for the present exchange
         self.taken_seen: int | None = None  # of a request's body, when it was last late
@@ -54,6 +60,25 @@ class ServerConnection(Protocol):
     def open(self) -> bool:
         """Whether the server, as far as the kernel knows, still listens on it."""
         return bool(self.transport.connected) and is_silent(self.transport.socket)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is connected."""
+        return self.transport is not None and bool(self.transport.connected)
+
+    @property
+    def response(self) -> Response:
+        """What has come of the response."""
+        return self.parser.response
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the server has not taken yet."""
+        return int(self.transport.unsent)
+
+    def carriers(self) -> list[ICarrier]:
+        """Itself, while it carries an exchange."""
+        return [self] if self.exchange is not None else []
 
     # Opening
 
@@ -88,6 +113,43 @@ class ServerConnection(Protocol):
             exchange.not_connected(self, reason.getErrorMessage())
 
     # Use
+
+    def send(self, request: Request, origin: Origin, parts: list[bytes], last: bool) -> None:
+        """Send head and body, as far as it has arrived, in one write."""
+        self.heard = False
+        self.parser.expect(request.method == b"HEAD")
+        head = request_head(request, origin, self.site.plane.via[request.version])
+        if parts or request.chunked:
+            head += _framed(request, parts, last)
+        self.transport.write(head)
+
+    def send_body(self, request: Request, parts: list[bytes], last: bool) -> None:
+        """Send more of the body."""
+        self.transport.write(_framed(request, parts, last))
+
+    def pull_from(self, client: IClient) -> None:
+        """Let the slower side set the pace."""
+        self.transport.registerProducer(client, True)
+
+    def pulled(self) -> None:
+        """No more of the body will come."""
+        self.transport.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        """The client takes the response more slowly than it comes."""
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """It has taken what there was."""
+        if self.transport.connected:
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The client is gone: the exchange hears of it by itself."""
+
+    def ended(self) -> bool:
+        """The server has closed its side; return whether its response is complete."""
+        return self.parser.close()
 
     def dataReceived(self, data: bytes) -> None:
         """Part of a response, of a tunnel, or of what nobody asked for."""
@@ -141,6 +203,7 @@ class ServerConnection(Protocol):
             if patience <= 0:
                 self.close()
                 return
+        self.reused = True
         self.idle_since = now
         self.deadline = now + patience
         server.idle.append(self)
@@ -181,3 +244,11 @@ class ServerConnection(Protocol):
             self.server.busy -= 1
         elif self in self.server.idle:
             self.server.idle.remove(self)
+
+
+def _framed(request: Request, parts: list[bytes], last: bool) -> bytes:
+    """Parts of a request's body as they are sent."""
+    if not request.chunked:
+        return b"".join(parts)
+    body = chunk(parts) if any(parts) else b""
+    return body + last_chunk(request.trailers) if last else body
