@@ -8,10 +8,11 @@ import pytest
 from plane_stage import Answer, fields_of
 
 from awesomeproxy.model import Listen
-from awesomeproxy.proxy.answers import answer
+from awesomeproxy.proxy.answers import explain
 from awesomeproxy.proxy.heads import (
     Origin,
     RequestIds,
+    added,
     chunk,
     interim_head,
     last_chunk,
@@ -126,7 +127,7 @@ def test_a_response_is_written_as_it_came() -> None:
         b"HTTP/1.0 404 Gibt es nicht\r\nSet-Cookie: a\r\nKeep-Alive: x\r\nset-cookie: b\r\n"
         b"Connection: X-Own\r\nX-Own: 1\r\n\r\n"
     )
-    head = response_head(parser.response, chunked=True, length=-1, connection=b"", held=0.0)
+    head = response_head(parser.response, chunked=True, length=-1, connection=b"", more=[])
     assert head == (
         b"HTTP/1.1 404 Gibt es nicht\r\nSet-Cookie: a\r\nset-cookie: b\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n"
@@ -137,7 +138,8 @@ def test_a_response_says_how_long_its_request_was_held() -> None:
     parser = ResponseParser()
     parser.expect(False)
     parser.feed(b"HTTP/1.1 204 No Content\r\n\r\n")
-    head = response_head(parser.response, chunked=False, length=-1, connection=b"", held=1.5)
+    more = added(parser.response, 1.5, b"")
+    head = response_head(parser.response, chunked=False, length=-1, connection=b"", more=more)
     assert head == b"HTTP/1.1 204 No Content\r\nX-Awesomeproxy-Held: 1.500\r\n\r\n"
 
 
@@ -149,7 +151,8 @@ def test_an_interim_response_is_written_as_it_came() -> None:
 
 
 def own(status: int, request: Request | None, *, close: bool = False) -> Answer:
-    head, _, body = answer(status, "It is so.", request, close=close).partition(b"\r\n\r\n")
+    whole = explain(status, "It is so.", request).http1(request, close=close)
+    head, _, body = whole.partition(b"\r\n\r\n")
     found = Answer.of(head + b"\r\n\r\n")
     found.body = body
     return found

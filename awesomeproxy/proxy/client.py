@@ -22,14 +22,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from awesomeproxy.model import Listen
-from awesomeproxy.proxy.answers import answer
+from awesomeproxy.proxy.answers import Answer, explain
 from awesomeproxy.proxy.arrival import Arrival
 from awesomeproxy.proxy.exchange import Exchange
-from awesomeproxy.proxy.heads import Origin, chunk, interim_head, last_chunk, response_head
+from awesomeproxy.proxy.fields import Field
+from awesomeproxy.proxy.heads import Origin, added, chunk, interim_head, last_chunk, response_head
 from awesomeproxy.proxy.interfaces import IClient
+from awesomeproxy.proxy.reception import receive
 from awesomeproxy.proxy.requests import Request, RequestParser
 from awesomeproxy.proxy.responses import Response
-from awesomeproxy.proxy.router import BadHost
 from awesomeproxy.proxy.sweep import NEVER
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class ClientConnection(Protocol):
         plane = self.plane
         plane.client_came(self)
         if len(plane.clients) > plane.max_connections:
-            self._refuse(503, "The proxy carries as many connections as it may.", None)
+            self._refuse(503, "The proxy carries as many connections as it may.")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client has gone, or was sent away."""
@@ -137,7 +138,7 @@ class ClientConnection(Protocol):
             return
         refusal = self.parser.refusal
         if refusal is not None:
-            self._refuse(refusal.status, refusal.reason, self.parser.refused, last=True)
+            self._refuse(refusal.status, refusal.reason, self.parser.refused)
             return
         if self._paused:
             self._resume()
@@ -165,20 +166,10 @@ class ClientConnection(Protocol):
         started = plane.seconds()
         self._head_timed = False
         self.deadline = NEVER
-        if not (self.origin.trusted and request.request_id):
-            request.request_id = plane.request_id()
-        try:
-            site = plane.router.find(request.host or b"", request.target)
-        except BadHost:
-            self._refuse(400, "The Host field does not name a host.", request)
-            return
-        if site is None:
-            name = (request.host or b"no name").decode("latin-1")
-            self._refuse(404, f"No site is known here by the name {name}.", request)
-            return
-        if (
-            site.site.max_body or request.via is not None or request.max_forwards is not None
-        ) and self._turned_away(request, site.site.max_body):
+        assert self.arrival is not None
+        site = receive(plane, self.listen, self.arrival, self.origin, request)
+        if isinstance(site, Answer):
+            self._give(site, request)
             return
         site.requests += 1
         exchange = self.exchange = Exchange(self, request, site, started)
@@ -187,30 +178,6 @@ class ClientConnection(Protocol):
         if self._paused and not self.parser.more:
             self._resume()
         exchange.begin()
-
-    def _turned_away(self, request: Request, max_body: int) -> bool:
-        if max(request.length, request.received) > max_body > 0:
-            self._refuse(413, f"The request's body is longer than {max_body} bytes.", request)
-            return True
-        if request.via is not None and self.plane.via_token in request.via:
-            self._refuse(
-                508,
-                "The request has come back to this proxy: a server of the site"
-                " is the proxy itself.",
-                request,
-            )
-            return True
-        if request.max_forwards is not None and request.method in (b"OPTIONS", b"TRACE"):
-            # RFC 9110, section 7.6.2
-            if not request.max_forwards.isdigit():
-                self._refuse(400, "Max-Forwards is not a number.", request)
-                return True
-            left = int(request.max_forwards)
-            if left == 0:
-                self._refuse(200, "Max-Forwards ended here.", request)
-                return True
-            request.max_forwards = b"%d" % (left - 1)
-        return False
 
     def _body_arrived(self, exchange: Exchange) -> None:
         request = exchange.request
@@ -272,8 +239,17 @@ class ClientConnection(Protocol):
         elif old:
             connection = b"Connection: keep-alive"
         return response_head(
-            response, chunked=chunked, length=length, connection=connection, held=exchange.held
+            response,
+            chunked=chunked,
+            length=length,
+            connection=connection,
+            more=self._added(exchange, response),
         )
+
+    def _added(self, exchange: Exchange, response: Response) -> list[Field]:
+        assert self.arrival is not None
+        hsts = exchange.site.hsts if self.arrival.tls else b""
+        return added(response, exchange.held, hsts) if hsts or exchange.held else []
 
     def stream_from(self, source: IPushProducer, now: float) -> None:
         """The response is long: let the slower side set the pace."""
@@ -314,21 +290,23 @@ class ClientConnection(Protocol):
             elif self.plane.stopping:
                 self.idle_close()
 
-    def _refuse(
-        self, status: int, reason: str, request: Request | None, *, last: bool = False
-    ) -> None:
-        """Answer what is given to no site."""
+    def _refuse(self, status: int, reason: str, request: Request | None = None) -> None:
+        """Turn away what is no proper request, and the client with it."""
         if request is not None and not (self.origin.trusted and request.request_id):
             request.request_id = self.plane.request_id()
+        self._give(explain(status, reason, request), request, last=True)
+
+    def _give(self, answer: Answer, request: Request | None, *, last: bool = False) -> None:
+        """Answer what is given to no site."""
         goes_on = request is not None and not last and self._goes_on(request)
-        data = answer(status, reason, request, close=not goes_on)
-        self.plane.log_refused(self, status, len(data), request)
+        data = answer.http1(request, close=not goes_on)
+        self.plane.log_refused(self.origin.address, answer.status, len(data), request)
         self._answer(data, request, goes_on)
 
     def answer(self, status: int, reason: str, request: Request) -> int:
         """Answer the present exchange's request ourselves; return with how many bytes."""
         goes_on = self._goes_on(request)
-        data = answer(status, reason, request, close=not goes_on)
+        data = explain(status, reason, request).http1(request, close=not goes_on)
         self._answer(data, request, goes_on)
         return len(data)
 
@@ -430,7 +408,7 @@ class ClientConnection(Protocol):
             if self.parser.in_head:
                 limit = self.listen.timeouts.head
                 reason = f"The request's head has not arrived within {limit:g} s."
-                self._refuse(408, reason, None)
+                self._refuse(408, reason)
             else:
                 self._close()
         elif exchange.waiting is not None:
@@ -469,9 +447,8 @@ class ClientConnection(Protocol):
     def switch(self, exchange: Exchange, response: Response) -> bytes:
         """The head that says so."""
         fields = b"Connection: Upgrade\r\nUpgrade: %b" % response.upgrade
-        return response_head(
-            response, chunked=False, length=-1, connection=fields, held=exchange.held
-        )
+        more = self._added(exchange, response)
+        return response_head(response, chunked=False, length=-1, connection=fields, more=more)
 
     def begin_tunnel(self, tunnel: Tunnel) -> bytes:
         """From here on bytes go to ``tunnel``; return those that have come already."""

@@ -11,7 +11,7 @@ import itertools
 import os
 from dataclasses import dataclass, field
 
-from awesomeproxy.proxy.fields import COLON, CRLF, NOT_IN_TRAILERS, Field, without
+from awesomeproxy.proxy.fields import COLON, CRLF, NOT_IN_TRAILERS, Field, find, without
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.responses import Response
 
@@ -103,15 +103,29 @@ def interim_head(response: Response) -> bytes:
     return CRLF.join([first, *map(COLON.join, response.fields), b"", b""])
 
 
+def added(response: Response, held: float, hsts: bytes) -> list[Field]:
+    """The fields that are added to a response, if any.
+
+    :param held: seconds that the request waited at the gate.
+    :param hsts: the value of Strict-Transport-Security, where the server sends none.
+    """
+    fields = []
+    if held:
+        fields.append((HELD_FIELD, b"%.3f" % held))
+    if hsts and find(response.fields, b"strict-transport-security") is None:
+        fields.append((b"Strict-Transport-Security", hsts))
+    return fields
+
+
 def response_head(
-    response: Response, *, chunked: bool, length: int, connection: bytes, held: float
+    response: Response, *, chunked: bool, length: int, connection: bytes, more: list[Field]
 ) -> bytes:
     """The head of ``response`` as the client gets it.
 
     :param chunked: whether its body is sent in chunks.
     :param length: its Content-Length, or -1.
     :param connection: the line of a Connection field, or nothing.
-    :param held: seconds that the request waited at the gate.
+    :param more: what is added to it.
     """
     lines = [
         b"HTTP/1.1 %d %b" % (response.status, response.reason),
@@ -121,8 +135,8 @@ def response_head(
         lines.append(b"Content-Length: %d" % length)
     elif chunked:
         lines.append(b"Transfer-Encoding: chunked")
-    if held:
-        lines.append(b"%b: %.3f" % (HELD_FIELD, held))
+    if more:
+        lines += map(COLON.join, more)
     if connection:
         lines.append(connection)
     lines.append(b"\r\n")

@@ -77,6 +77,8 @@ class Plane:
         self.sites: dict[str, LiveSite] = {}
         self._removed: dict[str, LiveSite] = {}  # while something of them is in flight
         self.clients: set[ClientConnection] = set()
+        self.challenges: dict[bytes, bytes] = {}  # target -> what proves a name to be ours
+        self.https_port = 443  # where those are sent who shall come with TLS
         self.stopping = False
         self._on_change = on_change
         self._ports: dict[str, IListeningPort] = {}
@@ -243,7 +245,7 @@ class Plane:
             )
 
     def log_refused(
-        self, client: ClientConnection, status: int, size: int, request: Request | None = None
+        self, address: bytes, status: int, size: int, request: Request | None = None
     ) -> None:
         """Write a request that was answered before it had a site to the access log."""
         if self.access_log.enabled:
@@ -252,8 +254,7 @@ class Plane:
                 line = b"%b %b HTTP/%b" % (request.method, request.target, request.version)
                 identity = request.request_id
             self.access_log.add(
-                b'%b - - - "%b" %d %d 0.000 0.000 %b'
-                % (client.origin.address, line, status, size, identity)
+                b'%b - - - "%b" %d %d 0.000 0.000 %b' % (address, line, status, size, identity)
             )
 
 

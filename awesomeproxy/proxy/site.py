@@ -42,6 +42,8 @@ class LiveSite:
         self.retried = 0
         self.ambiguous = 0
         self.failed = 0
+        self.guarded = False  # not everything that is asked of it is to be let to the gate
+        self.hsts = b""  # what browsers are told of TLS (RFC 6797)
         self.bypass_field = b""  # the name of the header that lets by, in lower case
         self.closed = 0  # requests and tunnels cut since the last hold began
         self._checks: dict[str, list[Checks]] = {}
@@ -90,6 +92,11 @@ class LiveSite:
     def _define(self, site: Site) -> None:
         self.site = site
         self.bypass_field = site.bypass.header.lower().encode() if site.bypass.secret else b""
+        access, tls = site.access, site.tls
+        self.guarded = bool(access.allow or access.deny or tls.redirect or site.max_body)
+        self.hsts = b"max-age=%d" % tls.hsts if tls.hsts else b""
+        if tls.hsts_subdomains:
+            self.hsts += b"; includeSubDomains"
         self.gate.configure(
             site.hold,
             ramp=site.ramp,
@@ -275,6 +282,19 @@ class LiveSite:
         )
 
     # What exchanges ask
+
+    def welcomes(self, address: str) -> bool:
+        """Whether clients of that address may ask for the site."""
+        access = self.site.access
+        if not access.allow and not access.deny:
+            return True
+        try:
+            found = ip_address(address)
+        except ValueError:  # a Unix socket has no address: who may use it is its directory's
+            return True
+        if any(found in network for network in access.deny):
+            return False
+        return not access.allow or any(found in network for network in access.allow)
 
     def lets_by(self, secret: bytes | None, client: IClient | None) -> bool:
         """Whether a request passes the held gate: the operator tries the new place.
