@@ -36,7 +36,7 @@ lint: $(VENV)/.lint
 	MYPYPATH=tests $(BIN)/mypy --allow-untyped-decorators tests
 
 bench: $(VENV)/.bench
-	@.ci/packages haproxy:haproxy caddy:caddy nginx:nginx-light wrk:wrk
+	@.ci/packages haproxy:haproxy caddy:caddy nginx:nginx-light wrk:wrk h2load:nghttp2-client
 	@mkdir -p out
 	$(BIN)/python -m bench --json out/bench.json $(ARGS)
 

@@ -15,23 +15,25 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {"PYTHONPATH": str(ROOT)}  # the environment in which module() is found
-HOST = "bench.test"  # the Host header of every request
+HOST = "localhost"  # what every request and every TLS handshake asks for
 
 # What is run, and the Debian package that has it.
 TOOLS = {
     "wrk": "wrk",
+    "h2load": "nghttp2-client",
     "haproxy": "haproxy",
     "caddy": "caddy",
     "nginx": "nginx",
@@ -61,11 +63,12 @@ class Process:
     port: int
     directory: Path
     popen: subprocess.Popen[bytes]
+    certificate: Path | None = None  # what it proves itself with, if it speaks TLS
 
     @property
     def url(self) -> str:
         """Where it takes requests."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.certificate else 'http'}://{HOST}:{self.port}"
 
 
 def module(name: str) -> list[str]:
@@ -194,11 +197,12 @@ def serving(
     directory: Path,
     *,
     env: Mapping[str, str] | None = None,
-    path: str = "/small",
+    certificate: Path | None = None,
 ) -> Iterator[Process]:
-    """Run a server until the end of the ``with``, entered once ``path`` is answered 200.
+    """Run a server until the end of the ``with``, entered once a request is answered 200.
 
-    Raises :exc:`BenchError` with the end of its log if that does not happen.
+    It is asked over TLS, and is to prove itself with it, if there is a ``certificate``.
+    Raises :exc:`BenchError` with the end of its log if it does not answer.
     """
     log = directory / "output.log"
     with log.open("wb") as output:
@@ -206,25 +210,22 @@ def serving(
             argv, role, cwd=directory, env=env, stdout=output.fileno(), stderr=subprocess.STDOUT
         )
         try:
-            _wait_until_answered(name, popen, port, path, log)
-            yield Process(name, popen.pid, port, directory, popen)
+            process = Process(name, popen.pid, port, directory, popen, certificate)
+            _wait_until_answered(process, log)
+            yield process
         finally:
             end(popen)
 
 
-def _wait_until_answered(
-    name: str, popen: subprocess.Popen[bytes], port: int, path: str, log: Path
-) -> None:
+def _wait_until_answered(server: Process, log: Path) -> None:
+    name, popen, port = server.name, server.popen, server.port
     deadline = time.monotonic() + 15
     last = "nothing listens"
     while time.monotonic() < deadline:
         if popen.poll() is not None:
             raise BenchError(f"{name} ended with status {popen.returncode}: {_tail(log)}")
         try:
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-            client.request("GET", path, headers={"Host": HOST})
-            status = client.getresponse().status
-            client.close()
+            status = _ask(server)
             if status == 200:
                 return
             last = f"it answers {status}"
@@ -232,6 +233,19 @@ def _wait_until_answered(
             last = str(error) or repr(error)
         time.sleep(0.05)
     raise BenchError(f"{name} is not ready on port {port} after 15 s ({last}): {_tail(log)}")
+
+
+def _ask(server: Process) -> int:
+    client: http.client.HTTPConnection
+    if server.certificate is None:
+        client = http.client.HTTPConnection(HOST, server.port, timeout=2)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(server.certificate)
+        client = http.client.HTTPSConnection(HOST, server.port, timeout=2, context=context)
+    with closing(client):
+        client.request("GET", "/small", headers={"Host": HOST})
+        return client.getresponse().status
 
 
 def _tail(log: Path) -> str:

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench import wrk
+from bench.configurations import SMALL
 from bench.processes import BenchError, MissingTools, prepare, program, require, scratch
-from bench.servers import SMALL, awesomeproxy, origin, script
+from bench.servers import awesomeproxy, origin, script
+from bench.wrk import Wrk
 
 TOP = 20
 
@@ -23,7 +24,7 @@ def profile(seconds: float, statistics: Path) -> None:
     """Load the daemon for ``seconds`` and leave its profile in ``statistics``."""
     options = ("--profile", str(statistics), "--profiler", "cprofile", "--savestats")
     with origin() as behind, awesomeproxy(behind, twistd_options=options) as daemon:
-        report = wrk.run(daemon.url + SMALL, 64, seconds)
+        report = Wrk(64).run(daemon.url + SMALL, seconds)
     print(report)
     if not statistics.exists():
         raise BenchError("the daemon was asked to end but wrote no profile")

@@ -1,7 +1,7 @@
-"""Figures ``pauses``, ``moves`` and ``wait``: switching a site while it is asked for.
+"""Figures ``pauses``, ``h2pauses``, ``moves`` and ``wait``: switching a site in use.
 
-The first two count what wrk, at full speed, did not get answered as it should.  The
-third asks how long a migration that moves no data makes a request wait, seen from
+The first three count what wrk or h2load, at full speed, did not get answered as it
+should.  The last asks how long a migration that moves no data makes a request wait, seen from
 both sides: by the migration's ledger, and by a client with a request every 2 ms.
 """
 
@@ -15,12 +15,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from bench import wrk
+from bench import certificates
+from bench.configurations import SMALL
 from bench.control import Control, control, find
-from bench.processes import MODULES, BenchError, end, module, spawn
+from bench.h2load import H2load
+from bench.load import Load
+from bench.processes import MODULES, BenchError, Process, end, module, scratch, spawn
 from bench.results import Reading, Results
-from bench.servers import SMALL, awesomeproxy, origin
+from bench.servers import awesomeproxy, origin
+from bench.wrk import Wrk
 
+LASTING = 8.0  # seconds of load: more than all the cycles take
 CYCLES = 30
 MOVES = 100
 IDLE_MOVES = 30
@@ -31,22 +36,36 @@ Window = tuple[float, float]
 
 def pauses(results: Results, console: Console) -> None:
     """Pause and resume under load."""
-    console.print(f"pauses: {CYCLES} cycles")
+    with origin() as behind, awesomeproxy(behind) as daemon:
+        _cycle("pauses", daemon, Wrk(64), results, console)
+
+
+def h2pauses(results: Results, console: Console) -> None:
+    """Pause and resume under load over HTTP/2."""
+    load = H2load(10, 10)
     with (
+        scratch() as directory,
         origin() as behind,
-        awesomeproxy(behind) as daemon,
-        control(daemon) as ctl,
-        wrk.load(daemon.url + SMALL, 64) as load,
+        awesomeproxy(behind, certificate=certificates.make("P-256", directory)) as daemon,
     ):
+        load.run(daemon.url + SMALL, 0.5)  # how many requests are many
+        _cycle("h2pauses", daemon, load, results, console)
+
+
+def _cycle(figure: str, daemon: Process, load: Load, results: Results, console: Console) -> None:
+    console.print(f"{figure}: {CYCLES} cycles")
+    with control(daemon) as ctl, load.start(daemon.url + SMALL, LASTING) as running:
         time.sleep(0.5)
         for _ in range(CYCLES):
             ctl.call("pause", site="bench")
             time.sleep(0.02)
             ctl.call("resume", site="bench")
             time.sleep(0.05)
-        report = load.stop()
-    results.readings["pauses-failed"] = Reading(report.failed)
-    results.notes.append(f"pauses: {report}")
+        if running.over:
+            raise BenchError("the load was over before the last of the cycles")
+        report = running.stop()
+    results.readings[f"{figure}-failed"] = Reading(report.failed)
+    results.notes.append(f"{figure}: {report}")
 
 
 def moves(results: Results, console: Console) -> None:
@@ -58,7 +77,7 @@ def moves(results: Results, console: Console) -> None:
         origin() as b,
         awesomeproxy(a, b) as daemon,
         control(daemon) as ctl,
-        wrk.load(daemon.url + SMALL, 64) as load,
+        Wrk(64).start(daemon.url + SMALL, LASTING) as running,
     ):
         time.sleep(0.5)
         for number in range(MOVES):
@@ -66,7 +85,7 @@ def moves(results: Results, console: Console) -> None:
             for key in trouble:
                 trouble[key] += int(find(ledger, key))
             time.sleep(0.02)
-        report = load.stop()
+        report = running.stop()
     results.readings["moves-failed"] = Reading(report.failed)
     counted = ", ".join(f"{count} {key}" for key, count in trouble.items())
     results.notes.append(f"moves: {report}; by the ledgers {counted}")

@@ -1,7 +1,11 @@
-"""wrk, the load: started, stopped when enough was measured, and its report read.
+"""wrk, the load over HTTP/1.1: started, stopped when enough was measured, its report read.
 
 wrk takes whole seconds only, so it is started for an hour and interrupted, upon
-which it reports as usual.  It asks as fast as it is answered, the same for all.
+which it reports as usual.
+
+wrk offers what OpenSSL offers and cannot be told otherwise; so OpenSSL is, by a
+configuration file (:data:`OFFER`).  When wrk connects anew it resumes its last TLS
+session, so it cannot count handshakes.
 """
 
 from __future__ import annotations
@@ -12,9 +16,14 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from bench.load import Report
 from bench.processes import HOST, BenchError, end, program, spawn
+
+# The environment in which OpenSSL's clients offer what bench.certificates.TERMS says.
+OFFER = {"OPENSSL_CONF": str(Path(__file__).parent / "openssl.cnf")}
 
 # What a browser sends with a request for a page.
 BROWSER_HEADERS = {
@@ -42,30 +51,7 @@ _SOCKET = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What wrk counted."""
-
-    requests: int
-    bad_status: int
-    connect: int
-    read: int
-    write: int
-    timeout: int
-
-    @property
-    def failed(self) -> int:
-        """Requests that got an error, a wrong answer, or none in time."""
-        return self.bad_status + self.connect + self.read + self.write + self.timeout
-
-    def __str__(self) -> str:
-        return (
-            f"{self.requests:,} requests, {self.bad_status} not 2xx or 3xx, socket errors: "
-            f"connect {self.connect}, read {self.read}, write {self.write}, timeout {self.timeout}"
-        )
-
-
-def parse(text: str) -> Report:
+def parse(text: str, seconds: float) -> Report:
     """Read wrk's report; raises :exc:`BenchError` if it is none."""
     requests = _REQUESTS.search(text)
     if requests is None:
@@ -73,42 +59,51 @@ def parse(text: str) -> Report:
     bad = _BAD_STATUS.search(text)
     socket = _SOCKET.search(text)
     errors = [int(n) for n in socket.groups()] if socket else [0, 0, 0, 0]
-    return Report(int(requests[1]), int(bad[1]) if bad else 0, *errors)
+    ways = ("not 2xx or 3xx", "connect errors", "read errors", "write errors", "timeouts")
+    counted = dict(zip(ways, [int(bad[1]) if bad else 0, *errors], strict=True))
+    return Report(int(requests[1]), sum(counted.values()), seconds, counted)
 
 
-class Load:
-    """A running wrk."""
-
+class _Running:
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
+        self._start = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        return self._popen.poll() is not None
 
     def stop(self) -> Report:
-        """End the load and return what it counted; raises :exc:`BenchError` without a report."""
         self._popen.send_signal(signal.SIGINT)
+        seconds = time.monotonic() - self._start
         try:
             output, _ = self._popen.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             raise BenchError("wrk did not stop within 30 s") from None
-        return parse(output.decode(errors="replace"))
+        return parse(output.decode(errors="replace"), seconds)
 
 
-@contextmanager
-def load(url: str, connections: int, headers: Mapping[str, str] | None = None) -> Iterator[Load]:
-    """Ask for ``url`` over so many connections from the load's core, until stopped."""
-    argv = [program("wrk"), "-t1", f"-c{connections}", "-d1h", "--timeout", "10s"]
-    for name, value in {"Host": HOST, **(headers or {})}.items():
-        argv += ["-H", f"{name}: {value}"]
-    popen = spawn([*argv, url], "load", stderr=subprocess.STDOUT)
-    try:
-        yield Load(popen)
-    finally:
-        end(popen)
+@dataclass(frozen=True, slots=True)
+class Wrk:
+    """So many connections that are kept, with a request at a time on each."""
 
+    connections: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
-def run(
-    url: str, connections: int, seconds: float, headers: Mapping[str, str] | None = None
-) -> Report:
-    """Load ``url`` for so many seconds."""
-    with load(url, connections, headers) as running:
-        time.sleep(seconds)
-        return running.stop()
+    @contextmanager
+    def start(self, url: str, seconds: float) -> Iterator[_Running]:
+        """Ask for ``url`` until stopped, within an hour."""
+        argv = [program("wrk"), "-t1", f"-c{self.connections}", "-d1h", "--timeout", "10s"]
+        for name, value in {"Host": HOST, **self.headers}.items():
+            argv += ["-H", f"{name}: {value}"]
+        popen = spawn([*argv, url], "load", env=OFFER, stderr=subprocess.STDOUT)
+        try:
+            yield _Running(popen)
+        finally:
+            end(popen)
+
+    def run(self, url: str, seconds: float) -> Report:
+        """Ask for ``url`` for ``seconds``."""
+        with self.start(url, seconds) as running:
+            time.sleep(seconds)
+            return running.stop()
