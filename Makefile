@@ -27,6 +27,7 @@ reference: $(VENV)/.load
 	@$(BIN)/awesomeproxy demo --reference --picture out/reference.png $(ARGS)
 
 test: $(VENV)/.test
+	@.ci/packages pebble:pebble
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.lint
