@@ -12,7 +12,7 @@ cannot pass for two things.
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal, cast
 
 from awesomeproxy.model import Network, Server
@@ -168,14 +168,40 @@ def server(value: object) -> Server:
     return Server(url=f"{scheme}://{authority}:{port}", scheme=known, host=host, port=port)
 
 
+def is_address(host: str) -> bool:
+    """Whether ``host`` is an IP address, not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def server_name(value: object) -> str:
     """What a certificate is for: a host name or an IP address, in lower case; or nothing."""
     text = text_of(value, "a name").lower()
-    try:
-        if text and _host_and_port(f"[{text}]" if ":" in text else text)[1] is not None:
-            raise ValueError(f"{show(text)} has a port")
-    except ValueError as fault:
-        raise ValueError(f'{fault}; write a host name, as in "app.internal", or address') from None
+    if ":" in text:
+        if is_address(text) and "%" not in text:
+            return str(IPv6Address(text))
+        fault = 'has a ":" and is not an IPv6 address'
+    else:
+        fault = _fault_of_host(text) if text else ""
+    if fault:
+        raise ValueError(
+            f"{show(value)} is not the name of a server: it {fault}; "
+            'write a host name, as in "app.internal", or an address'
+        )
+    return text
+
+
+def sni_name(value: object) -> str:
+    """What a TLS handshake asks for: a host name, never an address (RFC 6066); or nothing."""
+    text = server_name(value)
+    if is_address(text):
+        raise ValueError(
+            f"{show(text)} is an address, which no handshake can ask for; "
+            'write a host name, as in "app.internal"'
+        )
     return text
 
 
@@ -188,15 +214,16 @@ def email(value: object) -> str:
 
 
 def https_url(value: object) -> str:
-    """A URL of ``https``."""
+    """A URL of ``https``, without a user or a fragment."""
     text = text_of(value, "a URL")
     host, _, path = text.removeprefix("https://").partition("/")
-    if not text.startswith("https://") or not _VISIBLE.fullmatch(path):
-        raise ValueError(f'{show(text)} is not a URL of https; write "https://HOST/PATH"')
+    wanted = 'write "https://HOST/PATH"'
+    if not text.startswith("https://") or not _VISIBLE.fullmatch(path) or "#" in path:
+        raise ValueError(f"{show(text)} is not a URL of https; {wanted}")
     try:
         _host_and_port(host)
     except ValueError as fault:
-        raise ValueError(f'{show(text)}: {fault}; write "https://HOST/PATH"') from None
+        raise ValueError(f"{show(text)} is not a URL of https: {fault}; {wanted}") from None
     return text
 
 

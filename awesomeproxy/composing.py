@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from awesomeproxy import config
+from awesomeproxy import config, consistency
 from awesomeproxy.model import Backend, Placement, Settings, Site
 
 SOURCE = "added by command"  # what errors call the tables that are not in the file
@@ -21,7 +21,8 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
 
     :param added: the tables of what was added by command: whole sites, which have
         ``hosts``, and such as have nothing but ``backends``, for a site of the file.
-    :raise ConfigError: a table is wrong, or two sites claim the same.
+    :raise ConfigError: a table is wrong, two sites claim the same, or one wants certificates
+        that nobody issues.
     """
     sites = dict(settings.sites)
     for name, table in added.items():
@@ -31,14 +32,14 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
             sites[name] = replace(sites[name], backends=backends)
         elif "hosts" in table:
             sites[name] = config.site_from_table(name, table, SOURCE)
-    clashes = [
-        clash
-        for name in added
-        if name in sites and name not in settings.sites
-        for clash in config.overlaps(sites[name], sites.values())
-    ]
-    if clashes:
-        raise config.ConfigError(clashes)
+    problems: list[str] = []
+    for name in added:
+        if name in sites and name not in settings.sites:
+            problems += consistency.overlaps(sites[name], sites.values())
+            if text := consistency.unissued(sites[name], settings):
+                problems.append(f"sites.{name}.tls.acme: {text}")
+    if problems:
+        raise config.ConfigError(problems)
     return sites
 
 

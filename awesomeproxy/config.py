@@ -1,8 +1,9 @@
 """The configuration file: TOML in, :class:`~awesomeproxy.model.Settings` out.
 
-This is the vocabulary: one shape per table, one line per key.  Defaults are
-those of :mod:`awesomeproxy.model`: a key that is not in the file is not passed
-on.  Everything that is wrong with a file is told at once, in one
+This is the vocabulary: one shape per table, one line per key; what keys say of
+each other is checked in :mod:`awesomeproxy.consistency`.  Defaults are those of
+:mod:`awesomeproxy.model`: a key that is not in the file is not passed on.
+Everything that is wrong with a file is told at once, in one
 :class:`ConfigError`, and nothing of such a file is used.
 
 Sites and backends that are added by a command come as JSON tables with the same
@@ -13,13 +14,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from awesomeproxy import addresses, model
+from awesomeproxy import addresses, consistency, model
 from awesomeproxy.endpoints import endpoint
 from awesomeproxy.model import Backend, Settings, Site
-from awesomeproxy.quantities import choice, count, duration, flag, show, size, status_range
+from awesomeproxy.quantities import choice, count, duration, flag, size, status_range
 from awesomeproxy.shapes import Named, Several, Shape, Spot
 
 T = TypeVar("T")
@@ -101,20 +102,6 @@ def backend_from_table(name: str, table: Mapping[str, object], source: str) -> B
     return _used(Named(_BACKEND).read_one(name, table, spot.at("backends").at(name)), spot)
 
 
-def overlaps(site: Site, others: Iterable[Site]) -> Iterator[str]:
-    """What ``site`` and any of ``others`` both claim, a text for each."""
-    for other in others:
-        if other.name == site.name or other.path != site.path:
-            continue
-        for host in site.hosts:
-            if host in other.hosts:
-                yield (
-                    f"{show(host)} with path {show(site.path)} is claimed by site "
-                    f"{show(other.name)} and by site {show(site.name)}; "
-                    "give one of them another host or path"
-                )
-
-
 def _used(made: T | None, spot: Spot) -> T:
     """What was ``made``, if nothing was wrong with it."""
     if spot.notes or made is None:
@@ -133,97 +120,11 @@ def _settings(
     return Settings(listen=listen, sites=sites or {}, **fields, **held, **others)
 
 
-def _check_file(settings: Settings, spot: Spot) -> None:
-    try:
-        addresses.name(settings.name)
-    except ValueError as problem:  # none was written, and the default will not do
-        spot.at("node").at("name").wrong(f"the host name {problem}")
-    earlier: list[Site] = []
-    for name, site in settings.sites.items():
-        place = spot.at("sites").at(name)
-        if not place.at("path").marred:
-            for text in overlaps(site, earlier):
-                place.at("hosts").wrong(text)
-            earlier.append(site)
-        _check_acme_site(site, settings, place)
-    for index, listen in enumerate(settings.listen):
-        acme = any(site.tls.acme for site in settings.sites.values())
-        if listen.tls and not settings.tls.certificates and not acme:
-            spot.at("listen").item(index).at("tls").wrong(
-                "is true, but there is no certificate; add certificates to [tls],"
-                " or acme to the sites"
-            )
-
-
-def _check_acme_site(site: Site, settings: Settings, spot: Spot) -> None:
-    if not site.tls.acme:
-        return
-    place = spot.at("tls").at("acme")
-    if settings.acme is None:
-        place.wrong("is true, but nothing says who issues certificates; add an [acme] table")
-    for host in site.hosts:
-        if host.startswith("*."):
-            place.wrong(
-                f"is true, but {show(host)} cannot be proved over HTTP; write false, and add"
-                " a certificate for it to [tls]"
-            )
-
-
-def _check_site(site: Site, spot: Spot) -> None:
-    known = " or ".join(map(show, site.backends))
-    if site.backend and site.backend not in site.backends and known:
-        spot.at("backend").wrong(
-            f"{show(site.backend)} is not a backend of this site; write {known}"
-        )
-
-
-def _check_bypass(bypass: model.Bypass, spot: Spot) -> None:
-    if bypass.header and not bypass.secret and not spot.at("secret").marred:
-        spot.at("secret").wrong("is missing, but there is a header; add the secret it must carry")
-    if bypass.secret and not bypass.header and not spot.at("header").marred:
-        spot.at("header").wrong("is missing, but there is a secret; name the header it comes in")
-
-
-def _check_backend(backend: Backend, spot: Spot) -> None:
-    if backend.send_proxy and any(server.http2 for server in backend.servers):
-        spot.at("send_proxy").wrong(
-            "is for connections of one client each, which those of h2:// and h2c:// servers are"
-            ' not; write ""'
-        )
-    if backend.tls != model.ServerTls() and not any(server.tls for server in backend.servers):
-        spot.at("tls").wrong('is for servers with "https://" or "h2://"; there is none, remove it')
-
-
-def _check_server_tls(tls: model.ServerTls, spot: Spot) -> None:
-    if tls.key and not tls.certificate:
-        spot.at("certificate").wrong("is missing, but there is a key; name the file of its chain")
-    if not tls.verify and (tls.ca_file or tls.name):
-        spot.at("verify").wrong(
-            "is false, but there is a ca_file or a name to verify; remove these, or write true"
-        )
-
-
-def _check_site_tls(tls: model.SiteTls, spot: Spot) -> None:
-    if tls.hsts_subdomains and not tls.hsts:
-        spot.at("hsts").wrong("is missing, but there is hsts_subdomains; write for how long")
-
-
-def _check_listen(listen: model.Listen, spot: Spot) -> None:
-    if listen.tls and listen.h2c:
-        spot.at("h2c").wrong("is for listeners without TLS; with TLS, http2 = true offers HTTP/2")
-
-
-def _check_acme(acme: model.Acme, spot: Spot) -> None:
-    if not acme.terms_agreed and not spot.at("terms_agreed").marred:
-        spot.at("terms_agreed").wrong(
-            "is not true; read the authority's terms of service, and write true if you agree"
-        )
-    if bool(acme.eab_key_id) != bool(acme.eab_key_file):
-        missing = "eab_key_file" if acme.eab_key_id else "eab_key_id"
-        spot.at(missing).wrong("is missing; eab_key_id and eab_key_file come together")
-
-
 _NETWORKS = Several(addresses.network, 'a list, as in ["10.0.0.0/8"]', empty=True)
+
+_CERTIFICATES = Several(
+    addresses.absolute_path, 'a list, as in ["/etc/awesomeproxy/certificates"]', empty=True
+)
 
 _HEALTH = Shape(
     model.HealthCheck,
@@ -254,16 +155,16 @@ _BACKEND = Shape(
                 "verify": flag,
                 "ca_file": addresses.some_path,
                 "name": addresses.server_name,
-                "sni": addresses.server_name,
+                "sni": addresses.sni_name,
                 "certificate": addresses.some_path,
                 "key": addresses.some_path,
             },
-            check=_check_server_tls,
+            check=consistency.check_server_tls,
         ),
         "send_proxy": choice("", "v1", "v2"),
     },
     needed={"servers": ()},
-    check=_check_backend,
+    check=consistency.check_backend,
 )
 
 _SITE = Shape(
@@ -296,7 +197,7 @@ _SITE = Shape(
                 "header": addresses.header_name,
                 "secret": addresses.secret,
             },
-            check=_check_bypass,
+            check=consistency.check_bypass,
         ),
         "access": Shape(model.Access, {"allow": _NETWORKS, "deny": _NETWORKS}),
         "tls": Shape(
@@ -307,14 +208,14 @@ _SITE = Shape(
                 "hsts_subdomains": flag,
                 "acme": flag,
             },
-            check=_check_site_tls,
+            check=consistency.check_site_tls,
         ),
         "max_body": size(zero=True),
         "max_in_flight": count(),
         "reuse_unsafe": duration(zero=True),
     },
     needed={"hosts": (), "backend": "", "backends": {}},
-    check=_check_site,
+    check=consistency.check_site,
 )
 
 _LISTEN = Shape(
@@ -344,7 +245,7 @@ _LISTEN = Shape(
         ),
     },
     needed={"endpoint": ""},
-    check=_check_listen,
+    check=consistency.check_listen,
 )
 
 _NODE = Shape(
@@ -363,7 +264,7 @@ _NODE = Shape(
 _TLS = Shape(
     model.Tls,
     {
-        "certificates": Several(addresses.absolute_path, "a list of paths", empty=True),
+        "certificates": _CERTIFICATES,
         "default": addresses.server_name,
         "check_every": duration(),
     },
@@ -381,7 +282,7 @@ _ACME = Shape(
         "eab_key_file": addresses.some_path,
     },
     needed={"directory": ""},
-    check=_check_acme,
+    check=consistency.check_acme,
 )
 
 _FILE = Shape(
@@ -394,5 +295,5 @@ _FILE = Shape(
         "sites": Named(_SITE, empty=True),
     },
     needed={"listen": ()},
-    check=_check_file,
+    check=consistency.check_file,
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
-from awesomeproxy.model import HealthCheck, Server, Site
+from awesomeproxy.model import Backend, HealthCheck, Server, Site
 
 HIDDEN = "hidden"  # shown for a secret; too short to be one, should it come back
 
@@ -28,8 +28,8 @@ def _table(value: Any) -> dict[str, Any]:
     table = {}
     for field in dataclasses.fields(value):
         found = getattr(value, field.name)
-        if field.name == "name":
-            continue
+        if field.name == "name" and isinstance(value, Site | Backend):
+            continue  # it is the key of the table
         is_check = isinstance(value, HealthCheck)
         # A check with nothing but defaults is still a check, which no table would not be.
         if found == field.default and not (is_check and field.name == "path"):

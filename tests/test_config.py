@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck as Health
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from config_stage import ETC, MISTAKES, OFTEN, OLD, SETTINGS, SITE, problems, text_with
 
 from awesomeproxy import config, model
 from awesomeproxy.config import ConfigError
 from awesomeproxy.model import Backend, HealthCheck, Listen, Server, Settings, Site
-
-HERE = Path(__file__).parent
-ETC = HERE.parent / "etc"
-EXAMPLE = (ETC / "awesomeproxy.toml").read_text("utf-8")
-
-# A small good file.
-TABLES = {
-    "[node]": ['name = "node1"'],
-    "[[listen]]": ['endpoint = "tcp:80"'],
-    "[sites.a]": ['hosts = ["a.example"]', 'backend = "old"'],
-    "[sites.a.backends.old]": ['servers = ["http://10.0.0.1:8080"]'],
-}
-# What errors say often, by the word that config_mistakes.txt has for it.
-MISTAKES = (HERE / "config_mistakes.txt").read_text("utf-8")
-OFTEN = dict(re.findall("^(<[A-Z_0-9]+>) (.*)", MISTAKES, re.MULTILINE))
-
-OLD = Server("http://10.0.0.1:8080", "http", "10.0.0.1", 8080)
-SITE = Site("a", ("a.example",), "old", {"old": Backend("old", (OLD,))})
-SETTINGS = Settings(
-    name="node1",
-    state_dir="/var/lib/awesomeproxy",
-    control="/run/awesomeproxy/control.sock",
-    access_log="",
-    listen=(Listen("tcp:80"),),
-    sites={"a": SITE},
-)
-
-
-def text_with(table: str = "", line: str = "") -> str:
-    """The small good file, but for ``line``, which takes the place of one with its key."""
-    key = line.partition(" = ")[0]
-    text = ""
-    for header, lines in TABLES.items():
-        kept = [old for old in lines if header != table or old.partition(" = ")[0] != key]
-        text += "\n".join([header, *kept, line if header == table else "", ""])
-    return text
-
-
-def problems(text: str) -> tuple[str, ...]:
-    """What is said to be wrong with ``text``."""
-    with pytest.raises(ConfigError) as caught:
-        config.parse(text, "f.toml")
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    return caught.value.problems
 
 
 def mistakes() -> Iterator[tuple[str, str, str]]:
@@ -100,7 +50,10 @@ def test_a_bad_line_is_told_with_its_file_key_and_remedy(table: str, line: str, 
             "listen[1]: a table is here twice; leave one out",
         ),
         (text_with() + "\n[site.b]", 'site: is not a key here; did you mean "sites"?'),
-        (text_with() + "\n[x]", "x: is not a key here; the keys are node, listen, sites"),
+        (
+            text_with() + "\n[x]",
+            "x: is not a key here; the keys are node, tls, acme, listen, sites",
+        ),
         (
             'sites = "a"\n[[listen]]\nendpoint = "tcp:80"',
             'sites: "a" is not a table; write a table for each name',
@@ -206,60 +159,6 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_tables() -> None:
     ]
 
 
-def test_two_sites_with_the_same_host_and_path_are_both_named() -> None:
-    """What two sites both claim is told with the names of the two."""
-    other = """
-        [sites.b]
-        hosts = ["b.example", "A.example"]
-        backend = "x"
-        backends.x.servers = ["http://x"]
-    """
-    assert problems(text_with() + other) == (
-        'f.toml: sites.b.hosts: "a.example" with path "/" is claimed by site "a" '
-        'and by site "b"; give one of them another host or path',
-    )
-
-
-def test_the_same_path_with_and_without_a_final_slash_is_one_path() -> None:
-    """``/blog`` and ``/blog/`` on one host collide."""
-    text = (
-        text_with("[sites.a]", 'path = "/blog"')
-        + """
-        [sites.b]
-        hosts = ["a.example"]
-        path = "/blog/"
-        backend = "x"
-        backends.x.servers = ["http://x"]
-    """
-    )
-    assert len(problems(text)) == 1
-
-
-def test_sites_may_share_a_host_if_their_paths_differ() -> None:
-    """A host belongs to several sites, each with its own path."""
-    text = (
-        text_with("[sites.a]", 'path = "/blog"')
-        + """
-        [sites.b]
-        hosts = ["a.example"]
-        backend = "x"
-        backends.x.servers = ["http://x"]
-    """
-    )
-    assert [site.path for site in config.parse(text, "f.toml").sites.values()] == ["/blog", "/"]
-
-
-def test_overlaps_is_told_of_a_site_against_others_but_not_against_itself() -> None:
-    """A site that is defined anew does not collide with what it was."""
-    other = replace(SITE, name="b")
-    assert list(config.overlaps(SITE, [SITE])) == []
-    assert list(config.overlaps(SITE, [replace(other, path="/b")])) == []
-    assert list(config.overlaps(other, [SITE])) == [
-        '"a.example" with path "/" is claimed by site "a" and by site "b"; '
-        "give one of them another host or path"
-    ]
-
-
 def test_a_secret_is_in_no_error() -> None:
     """Whatever is wrong with a bypass, its secret is not repeated."""
     text = text_with("[sites.a]", 'bypass = {header = "a b", secret = "hush", secrets = "hush"}')
@@ -305,6 +204,8 @@ class UName:
         ('"5m"', 300.0),
         ('"1h"', 3600.0),
         ('"8760h"', 31_536_000.0),
+        ('"1.5d"', 129_600.0),
+        ('"365d"', 31_536_000.0),
     ],
 )
 def test_durations_are_seconds(written: str, seconds: float) -> None:
@@ -337,6 +238,9 @@ def test_sizes_are_bytes(written: str, size: int) -> None:
         ("http://App_1.Example", Server("http://app_1.example:80", "http", "app_1.example", 80)),
         ("HTTP://a:1", Server("http://a:1", "http", "a", 1)),
         ("http://[::1]:81", Server("http://[::1]:81", "http", "::1", 81)),
+        ("https://a", Server("https://a:443", "https", "a", 443)),
+        ("H2://a", Server("h2://a:443", "h2", "a", 443)),
+        ("h2c://[::1]", Server("h2c://[::1]:80", "h2c", "::1", 80)),
         ("http://[0:0::1]", Server("http://[::1]:80", "http", "::1", 80)),
         ("unix:/run/app.sock", Server("unix:/run/app.sock", "unix", path="/run/app.sock")),
     ],
@@ -392,33 +296,54 @@ def test_every_key_gets_where_it_belongs() -> None:
         drain_time = 1
         max_connections = 2
         hold = {max_requests = 3, max_bytes = 4}
+        [tls]
+        certificates = ["/c.pem", "/c"]
+        default = "A.example"
+        check_every = 36
+        [acme]
+        directory = "https://ca.example:14000/dir"
+        email = "a@a.example"
+        terms_agreed = true
+        ca_file = "/ca"
+        renew_before = "37d"
+        eab_key_id = "kid"
+        eab_key_file = "/eab"
         [[listen]]
         endpoint = "tcp:1"
+        tls = true
+        http2 = false
+        max_streams = 38
+        proxy_protocol = ["192.0.2.9", "10.0.0.0/8"]
+        max_per_client = 39
         trusted_proxies = ["10.0.0.0/8", "::1"]
         max_head = 5
         max_target = 6
         max_headers = 7
         body_rate = 8
-        timeouts = {head = 9, body = 10, idle = 11, write = 12}
+        timeouts = {handshake = 40, head = 9, body = 10, idle = 11, write = 12}
         [[listen]]
         endpoint = "unix:/u"
+        h2c = true
         [sites.a]
-        hosts = ["A.example", "*.a.example", "192.0.2.1"]
+        hosts = ["A.example", "b.example"]
         path = "/p/"
         backend = "y"
         hold = {max_requests = 13, max_bytes = 14, max_time = 15}
-        timeouts = {connect = 16, response = 17, tunnel = 18}
+        timeouts = {connect = 16, response = 17, tunnel = 18, websocket = 41}
         retry = {attempts = 19, budget = 20}
         ramp = {start = 21, double_every = 22}
         drain = {time = 23, tunnels = 24}
         bypass = {networks = ["192.0.2.0/24"], header = "X-Preview", secret = "opensesame"}
+        access = {allow = ["10.0.0.0/8"], deny = ["10.1.0.0/16", "::1"]}
+        tls = {redirect = true, hsts = "730d", hsts_subdomains = true, acme = true}
         max_body = 25
         max_in_flight = 26
         reuse_unsafe = 27
         [sites.a.backends.x]
         servers = ["http://x"]
         [sites.a.backends.y]
-        servers = ["http://y", "unix:/y"]
+        servers = ["https://y", "unix:/y"]
+        send_proxy = "v2"
         balance = "least_connections"
         max_fails = 28
         fail_timeout = 29
@@ -432,38 +357,87 @@ def test_every_key_gets_where_it_belongs() -> None:
         rise = 34
         fall = 35
         status = 200
+        [sites.a.backends.y.tls]
+        ca_file = "/ca"
+        name = "Y.example"
+        sni = "sni.example"
+        certificate = "/us.pem"
+        key = "/us.key"
+        [sites.a.backends.z]
+        servers = ["https://z"]
+        tls.verify = false
     """
     y = Backend(
         name="y",
-        servers=(Server("http://y:80", "http", "y", 80), Server("unix:/y", "unix", path="/y")),
+        servers=(Server("https://y:443", "https", "y", 443), Server("unix:/y", "unix", path="/y")),
         balance="least_connections",
         health=HealthCheck("/up?deep=1", "h.example:8080", 32, 33, 34, 35, (200, 200)),
         max_fails=28,
         fail_timeout=29,
         max_idle=30,
         idle_timeout=31,
+        tls=model.ServerTls(True, "/ca", "y.example", "sni.example", "/us.pem", "/us.key"),
+        send_proxy="v2",
     )
+    x = Backend("x", (Server("http://x:80", "http", "x", 80),))
+    z = Backend("z", (Server("https://z:443", "https", "z", 443),), tls=model.ServerTls(False))
     site = Site(
         name="a",
-        hosts=("a.example", "*.a.example", "192.0.2.1"),
+        hosts=("a.example", "b.example"),
         backend="y",
-        backends={"x": Backend("x", (Server("http://x:80", "http", "x", 80),)), "y": y},
+        backends={"x": x, "y": y, "z": z},
         path="/p",
         hold=model.HoldLimits(13, 14, 15),
-        timeouts=model.SiteTimeouts(16, 17, 18),
+        timeouts=model.SiteTimeouts(16, 17, 18, 41),
         retry=model.Retry(19, 20),
         ramp=model.Ramp(21, 22),
         drain=model.Drain(23, 24),
         bypass=model.Bypass((ip_network("192.0.2.0/24"),), "x-preview", "opensesame"),
+        access=model.Access(
+            allow=(ip_network("10.0.0.0/8"),),
+            deny=(ip_network("10.1.0.0/16"), ip_network("::1")),
+        ),
+        tls=model.SiteTls(True, 730 * 86400, True, True),
         max_body=25,
         max_in_flight=26,
         reuse_unsafe=27,
     )
-    trusted = (ip_network("10.0.0.0/8"), ip_network("::1"))
-    timeouts = model.ListenTimeouts(9, 10, 11, 12)
-    listen = (Listen("tcp:1", trusted, 5, 6, 7, 8, timeouts), Listen("unix:/u"))
+    one = Listen(
+        endpoint="tcp:1",
+        tls=True,
+        http2=False,
+        max_streams=38,
+        proxy_protocol=(ip_network("192.0.2.9"), ip_network("10.0.0.0/8")),
+        max_per_client=39,
+        trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("::1")),
+        max_head=5,
+        max_target=6,
+        max_headers=7,
+        body_rate=8,
+        timeouts=model.ListenTimeouts(40, 9, 10, 11, 12),
+    )
+    acme = model.Acme(
+        directory="https://ca.example:14000/dir",
+        email="a@a.example",
+        terms_agreed=True,
+        ca_file="/ca",
+        renew_before=37 * 86400,
+        eab_key_id="kid",
+        eab_key_file="/eab",
+    )
     assert config.parse(text, "f.toml") == Settings(
-        "n", "/s", "/c", "/a", listen, {"a": site}, 1, 2, 3, 4
+        name="n",
+        state_dir="/s",
+        control="/c",
+        access_log="/a",
+        listen=(one, Listen("unix:/u", h2c=True)),
+        sites={"a": site},
+        drain_time=1,
+        max_connections=2,
+        max_held=3,
+        max_held_bytes=4,
+        tls=model.Tls(("/c.pem", "/c"), "a.example", 36),
+        acme=acme,
     )
 
 
@@ -530,127 +504,3 @@ def test_importing_needs_no_twisted_and_reading_installs_no_reactor() -> None:
         "assert 'twisted.internet.reactor' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(ETC / "awesomeproxy.toml")], check=True)
-
-
-# ---- the example ---------------------------------------------------------------------
-
-OPTIONAL = re.compile(r"^#(?=[a-z_.]+ = )", re.MULTILINE)
-DEFAULT = config.parse(EXAMPLE, "example")
-NODE = ["name", "state_dir", "control", "access_log", "drain_time", "max_connections", "hold"]
-
-
-def uncommented(at: int | None = None) -> str:
-    """The example with all its optional lines in force, or with just the one at ``at``."""
-    if at is None:
-        return OPTIONAL.sub("", EXAMPLE)
-    return EXAMPLE[:at] + EXAMPLE[at + 1 :]
-
-
-def test_the_example_loads() -> None:
-    """The example is a working configuration with one site on one of two backends."""
-    loaded = config.load(str(ETC / "awesomeproxy.toml"))
-    assert loaded == DEFAULT
-    assert loaded.sites["example"].backend == "old"
-
-
-@pytest.mark.parametrize(
-    "at",
-    [None, *(match.start() for match in OPTIONAL.finditer(EXAMPLE))],
-    ids=["all", *(EXAMPLE[m.end() :].partition(" ")[0] for m in OPTIONAL.finditer(EXAMPLE))],
-)
-def test_the_example_shows_the_defaults(at: int | None) -> None:
-    """Each optional line of the example, and all of them, says what holds without it."""
-    # Its own name is the one thing that each node has another default for.
-    assert replace(config.parse(uncommented(at), "example"), name=DEFAULT.name) == DEFAULT
-
-
-def test_the_example_shows_every_setting() -> None:
-    """Each field of the settings has its line in the example."""
-    shown = tomllib.loads(uncommented())
-    site = shown["sites"]["example"]
-    backend = site["backends"]["old"]
-    listen = shown["listen"][0]
-    of_node = {*NODE, "listen", "sites"} - {"hold"} | {"max_held", "max_held_bytes"}
-    assert {field.name for field in fields(Settings)} == of_node
-    assert list(shown["node"]) == NODE
-    assert list(shown["node"]["hold"]) == ["max_requests", "max_bytes"]
-    tables: list[tuple[dict[str, Any], Any]] = [
-        (listen, Listen),
-        (listen["timeouts"], model.ListenTimeouts),
-        (site, Site),
-        (site["hold"], model.HoldLimits),
-        (site["timeouts"], model.SiteTimeouts),
-        (site["retry"], model.Retry),
-        (site["ramp"], model.Ramp),
-        (site["drain"], model.Drain),
-        (site["bypass"], model.Bypass),
-        (backend, Backend),
-        (backend["health"], HealthCheck),
-    ]
-    for table, of in tables:
-        assert set(table) == {field.name for field in fields(of)} - {"name"}, of
-
-
-def test_the_service_gives_the_daemon_room() -> None:
-    """systemd waits longer than a drain, and allows two descriptors for each client."""
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read(ETC / "awesomeproxy.service")
-    assert unit.getfloat("Service", "TimeoutStopSec") > DEFAULT.drain_time
-    assert unit.getint("Service", "LimitNOFILE") > 2 * DEFAULT.max_connections
-
-
-# ---- anything at all ------------------------------------------------------------------
-
-KEYS = sorted(set(re.findall(r"[a-z_]+(?=[ .])", OPTIONAL.sub("", EXAMPLE))) | {"old", "", "a b"})
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.sampled_from(["old", "1s", "tcp:", "http://[", "unix:/", "*.", "10.0.0.1/8", "\ud800"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=6)
-    ),
-    max_leaves=20,
-)
-ANYTHING = settings(deadline=None, database=None, suppress_health_check=[Health.too_slow])
-
-
-def assert_readable_or_told(read: Any, *arguments: object) -> None:
-    """``read`` gives settings, or a ConfigError with a printable line for each problem."""
-    try:
-        read(*arguments, "f.toml")
-        return
-    except ConfigError as error:
-        told = error
-    assert told.problems
-    for problem in told.problems:
-        assert problem.startswith("f.toml: ")
-        assert problem.isprintable()
-
-
-@ANYTHING
-@given(st.text())
-@example("a." * 5000 + "b = 1")
-def test_any_text_is_read_or_told(text: str) -> None:
-    """No text raises anything but a ConfigError."""
-    assert_readable_or_told(config.parse, text)
-
-
-@ANYTHING
-@given(st.integers(0, len(EXAMPLE)), st.integers(0, 40), st.text(max_size=10))
-def test_any_edit_of_the_example_is_read_or_told(start: int, length: int, text: str) -> None:
-    """No slip of the hand in a good file raises anything but a ConfigError."""
-    whole = uncommented()
-    assert_readable_or_told(config.parse, whole[:start] + text + whole[start + length :])
-
-
-@ANYTHING
-@given(st.text(), st.dictionaries(st.sampled_from(KEYS), VALUES))
-def test_any_table_is_read_or_told(name: str, table: dict[str, object]) -> None:
-    """No JSON of a command raises anything but a ConfigError."""
-    assert_readable_or_told(config.site_from_table, name, table)
-    assert_readable_or_told(config.backend_from_table, name, table)

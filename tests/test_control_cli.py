@@ -184,7 +184,7 @@ WRONG: list[tuple[str, str]] = [
     ("pause a --timeout=-3", "argument --timeout: -3.0 is out of range; write more than 0"),
     ("pause a --timeout 0s", 'argument --timeout: "0s" is out of range; write more than 0'),
     ("pause a --timeout nan", "argument --timeout: nan is out of range; write more than 0"),
-    ("pause a --for 5d", 'argument --for: "5d" is not a duration'),
+    ("pause a --for 5w", 'argument --for: "5w" is not a duration'),
     ("pause a --then stop", "pause: argument --then: invalid choice: 'stop'"),
     ("resume", "awesomeproxy: resume: the following arguments are required: SITE"),
     ("resume a --force", "awesomeproxy: unrecognized arguments: --force"),

@@ -25,11 +25,13 @@ hosts = ["blog.test", "*.blog.test"]
 path = "/blog"
 backend = "old"
 hold = { max_requests = 5, max_bytes = "1MB", max_time = "90s" }
-timeouts = { connect = "1s", response = "2s", tunnel = "3s" }
+timeouts = { connect = "1s", response = "2s", tunnel = "3s", websocket = "4s" }
 retry = { attempts = 1, budget = 0 }
 ramp = { start = 0, double_every = "1s" }
 drain = { time = 0, tunnels = 0 }
 bypass = { networks = ["10.0.0.0/8", "2001:db8::/32"] }
+access = { allow = ["10.0.0.0/8"], deny = ["10.0.0.7", "2001:db8::/32"] }
+tls = { redirect = true, hsts = "730d", hsts_subdomains = true, acme = false }
 max_body = "1MB"
 max_in_flight = 7
 reuse_unsafe = "2s"
@@ -41,17 +43,29 @@ fail_timeout = "1s"
 max_idle = 0
 idle_timeout = "1s"
 health = { path = "/up", host = "x.test", interval = "1s", status = "200-204" }
+send_proxy = "v2"
 [backends.new]
-servers = ["http://new.test:80"]
+servers = ["http://new.test:80", "https://new.test", "h2://[2001:db8::1]:8443"]
 health.path = "/"
+[backends.new.tls]
+ca_file = "/etc/ca.pem"
+name = "app.internal"
+sni = "sni.internal"
+certificate = "/etc/us.pem"
+key = "/etc/us.key"
+[backends.open]
+servers = ["https://new.test"]
+tls.verify = false
 """
+
+ISSUED = f"tls.acme = true\n{MINIMAL}"
 
 
 def _site(text: str) -> Site:
     return config.site_from_table("blog", tomllib.loads(text), "test")
 
 
-@pytest.mark.parametrize("text", [MINIMAL, FULL])
+@pytest.mark.parametrize("text", [MINIMAL, FULL, ISSUED])
 def test_a_table_reads_back_to_the_same_site(text: str) -> None:
     """As JSON, and as the TOML that `site show` prints."""
     site = _site(text)
@@ -64,6 +78,12 @@ def test_a_table_reads_back_to_the_same_site(text: str) -> None:
 def test_what_is_at_its_default_is_left_out() -> None:
     """Only what was written is shown."""
     assert table_of(_site(MINIMAL)) == tomllib.loads(MINIMAL)
+
+
+def test_the_names_of_files_are_shown() -> None:
+    """Where a key is says nothing of the key: who looks after the site needs to know."""
+    shown = table_of(_site(FULL))["backends"]["new"]["tls"]
+    assert (shown["certificate"], shown["key"]) == ("/etc/us.pem", "/etc/us.key")
 
 
 def test_a_secret_is_not_shown_and_what_is_shown_is_none() -> None:

@@ -1,0 +1,158 @@
+"""What has to agree between the keys of a configuration, once each was read by itself.
+
+The checks are those of the shapes in :mod:`awesomeproxy.config`: each is given what was
+made of a table, and notes what contradicts itself in it.  A key that has been noted already
+holds a default or a blank; nothing is said of what merely follows from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from awesomeproxy import addresses
+from awesomeproxy.model import (
+    Acme,
+    Backend,
+    Bypass,
+    Listen,
+    ServerTls,
+    Settings,
+    Site,
+    SiteTls,
+)
+from awesomeproxy.quantities import show
+from awesomeproxy.shapes import Spot
+
+
+def overlaps(site: Site, others: Iterable[Site]) -> Iterator[str]:
+    """What ``site`` and any of ``others`` both claim, a text for each."""
+    for other in others:
+        if other.name == site.name or other.path != site.path:
+            continue
+        for host in site.hosts:
+            if host in other.hosts:
+                yield (
+                    f"{show(host)} with path {show(site.path)} is claimed by site "
+                    f"{show(other.name)} and by site {show(site.name)}; "
+                    "give one of them another host or path"
+                )
+
+
+def unissued(site: Site, settings: Settings) -> str:
+    """Why nobody would issue the certificates that ``site`` wants; empty: somebody will."""
+    if site.tls.acme and settings.acme is None:
+        return "is true, but nothing says who issues certificates; add an [acme] table"
+    return ""
+
+
+def check_file(settings: Settings, spot: Spot) -> None:
+    """The name the node gets by default, and what tables of the file say of each other."""
+    try:
+        addresses.name(settings.name)
+    except ValueError as problem:  # none was written, and the default will not do
+        spot.at("node").at("name").wrong(f"the host name {problem}")
+    earlier: list[Site] = []
+    for name, site in settings.sites.items():
+        place = spot.at("sites").at(name)
+        if not place.at("path").marred:
+            for text in overlaps(site, earlier):
+                place.at("hosts").wrong(text)
+            earlier.append(site)
+        if not spot.at("acme").marred and (text := unissued(site, settings)):
+            place.at("tls").at("acme").wrong(text)
+    _check_certificates(settings, spot)
+
+
+def _check_certificates(settings: Settings, spot: Spot) -> None:
+    """That there are some, or an authority that will issue them, where they are needed."""
+    wanted = any(site.tls.acme for site in settings.sites.values())
+    if settings.tls.certificates or settings.acme is not None or wanted:
+        return
+    if any(spot.at(key).marred for key in ("tls", "acme", "sites")):
+        return
+    remedy = "add certificates to [tls], or an [acme] table and tls.acme to sites"
+    if settings.tls.default:
+        spot.at("tls").at("default").wrong(f"names one certificate, but there is none; {remedy}")
+    for index, listen in enumerate(settings.listen):
+        if listen.tls:
+            place = spot.at("listen").item(index).at("tls")
+            place.wrong(f"is true, but there is no certificate; {remedy}")
+
+
+def check_site(site: Site, spot: Spot) -> None:
+    """The backend it starts on is its own, and certificates can be issued for its hosts."""
+    known = " or ".join(map(show, site.backends))
+    if site.backend and site.backend not in site.backends and known:
+        spot.at("backend").wrong(
+            f"{show(site.backend)} is not a backend of this site; write {known}"
+        )
+    for host in site.hosts if site.tls.acme else ():
+        if host.startswith("*."):
+            spot.at("tls").at("acme").wrong(
+                f"is true, but no certificate can be issued for {show(host)}, only for exact hosts;"
+                " write false and add its certificate to [tls], or make it another site"
+            )
+
+
+def check_bypass(bypass: Bypass, spot: Spot) -> None:
+    """A header and its secret come together."""
+    if bypass.header and not bypass.secret and not spot.at("secret").marred:
+        spot.at("secret").wrong("is missing, but there is a header; add the secret it must carry")
+    if bypass.secret and not bypass.header and not spot.at("header").marred:
+        spot.at("header").wrong("is missing, but there is a secret; name the header it comes in")
+
+
+def check_backend(backend: Backend, spot: Spot) -> None:
+    """What is said of connections to the servers suits the servers."""
+    if backend.send_proxy and any(server.http2 for server in backend.servers):
+        spot.at("send_proxy").wrong(
+            "is for connections of one client each, which those to h2:// and h2c:// servers are"
+            ' not; write ""'
+        )
+    if spot.at("servers").marred or any(server.tls for server in backend.servers):
+        return
+    if backend.tls != ServerTls():
+        spot.at("tls").wrong('is for servers with "https://" or "h2://"; there is none, remove it')
+
+
+def check_server_tls(tls: ServerTls, spot: Spot) -> None:
+    """A key has its certificate, and what is to be verified is."""
+    if tls.key and not tls.certificate and not spot.at("certificate").marred:
+        spot.at("certificate").wrong("is missing, but there is a key; name the file of its chain")
+    if not tls.verify and (tls.ca_file or tls.name):
+        spot.at("verify").wrong(
+            "is false, but there is a ca_file or a name to verify; remove these, or write true"
+        )
+
+
+def check_site_tls(tls: SiteTls, spot: Spot) -> None:
+    """What holds for names below the site's holds for those."""
+    if tls.hsts_subdomains and not tls.hsts and not spot.at("hsts").marred:
+        spot.at("hsts").wrong("is missing, but there is hsts_subdomains; write for how long")
+
+
+def check_listen(listen: Listen, spot: Spot) -> None:
+    """One kind of HTTP/2, and neither TLS nor a PROXY header that the endpoint has taken off."""
+    if listen.tls and listen.h2c:
+        spot.at("h2c").wrong(
+            "is for listeners without TLS; write false: with TLS, http2 offers HTTP/2"
+        )
+    kinds = listen.endpoint.lower().split(":")[:2]  # two: some kinds wrap another
+    if listen.tls and "ssl" in kinds:
+        spot.at("tls").wrong("is true, but the endpoint has TLS of its own; make that tcp:PORT")
+    if listen.proxy_protocol and "haproxy" in kinds:
+        spot.at("proxy_protocol").wrong(
+            "is for an endpoint that leaves PROXY headers alone; make that tcp:PORT"
+        )
+
+
+def check_acme(acme: Acme, spot: Spot) -> None:
+    """The terms are agreed to, and an external account has both its halves."""
+    if not acme.terms_agreed and not spot.at("terms_agreed").marred:
+        spot.at("terms_agreed").wrong(
+            "is not true; read the authority's terms of service, and write true if you agree"
+        )
+    if bool(acme.eab_key_id) != bool(acme.eab_key_file):
+        missing = "eab_key_file" if acme.eab_key_id else "eab_key_id"
+        if not spot.at(missing).marred:
+            spot.at(missing).wrong("is missing; eab_key_id and eab_key_file come together")

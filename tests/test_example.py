@@ -1,0 +1,165 @@
+"""The configuration that comes along: it works, shows all there is, and stands any edit."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import tomllib
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from config_stage import ETC, problems
+from hypothesis import HealthCheck as Health
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from awesomeproxy import config, model
+from awesomeproxy.config import ConfigError
+from awesomeproxy.model import Backend, HealthCheck, Listen, Settings, Site
+
+WHOLE = (ETC / "awesomeproxy.toml").read_text("utf-8")
+# The one table that is optional as a whole: not all of its keys have defaults.
+AUTHORITY = WHOLE[WHOLE.index("#[acme]") : WHOLE.index("\n# ---- Listeners")]
+EXAMPLE = WHOLE.replace(AUTHORITY, "")
+
+OPTIONAL = re.compile(r"^#(?=[a-z0-9_.]+ = )", re.MULTILINE)
+DEFAULT = config.parse(EXAMPLE, "example")
+NODE = ["name", "state_dir", "control", "access_log", "drain_time", "max_connections", "hold"]
+
+
+def uncommented(at: int | None = None) -> str:
+    """The example with all its optional lines in force, or with just the one at ``at``."""
+    if at is None:
+        return OPTIONAL.sub("", EXAMPLE)
+    return EXAMPLE[:at] + EXAMPLE[at + 1 :]
+
+
+def test_the_example_loads() -> None:
+    """The example is a working configuration with one site on one of two backends."""
+    loaded = config.load(str(ETC / "awesomeproxy.toml"))
+    assert loaded == DEFAULT
+    assert loaded.sites["example"].backend == "old"
+
+
+@pytest.mark.parametrize(
+    "at",
+    [None, *(match.start() for match in OPTIONAL.finditer(EXAMPLE))],
+    ids=["all", *(EXAMPLE[m.end() :].partition(" ")[0] for m in OPTIONAL.finditer(EXAMPLE))],
+)
+def test_the_example_shows_the_defaults(at: int | None) -> None:
+    """Each optional line of the example, and all of them, says what holds without it."""
+    # Its own name is the one thing that each node has another default for.
+    assert replace(config.parse(uncommented(at), "example"), name=DEFAULT.name) == DEFAULT
+
+
+def test_the_authority_of_the_example_lacks_only_an_agreement() -> None:
+    """In force it shows all of its keys, with their defaults; agreeing is left to people."""
+    text = OPTIONAL.sub("", AUTHORITY).replace("#[acme]", "[acme]")
+    assert problems(text + EXAMPLE) == (
+        "f.toml: acme.terms_agreed: is not true; "
+        "read the authority's terms of service, and write true if you agree",
+    )
+    shown = tomllib.loads(text)["acme"]
+    assert list(shown) == [field.name for field in fields(model.Acme)]
+    agreed = text.replace("terms_agreed = false", "terms_agreed = true") + EXAMPLE
+    acme = model.Acme(shown["directory"], terms_agreed=True)
+    assert config.parse(agreed, "f.toml").acme == acme
+
+
+def test_the_example_shows_every_setting() -> None:
+    """Each field of the settings has its line in the example."""
+    shown = tomllib.loads(uncommented())
+    site = shown["sites"]["example"]
+    backend = site["backends"]["old"]
+    listen = shown["listen"][0]
+    of_node = {*NODE, "listen", "sites", "tls", "acme"} - {"hold"} | {"max_held", "max_held_bytes"}
+    assert {field.name for field in fields(Settings)} == of_node
+    assert list(shown["node"]) == NODE
+    assert list(shown["node"]["hold"]) == ["max_requests", "max_bytes"]
+    tables: list[tuple[dict[str, Any], Any]] = [
+        (shown["tls"], model.Tls),
+        (listen, Listen),
+        (listen["timeouts"], model.ListenTimeouts),
+        (site, Site),
+        (site["hold"], model.HoldLimits),
+        (site["timeouts"], model.SiteTimeouts),
+        (site["retry"], model.Retry),
+        (site["ramp"], model.Ramp),
+        (site["drain"], model.Drain),
+        (site["bypass"], model.Bypass),
+        (site["access"], model.Access),
+        (site["tls"], model.SiteTls),
+        (backend, Backend),
+        (backend["health"], HealthCheck),
+        (backend["tls"], model.ServerTls),
+    ]
+    for table, of in tables:
+        its_own = {"name"} if of in (Site, Backend) else set()
+        assert set(table) == {field.name for field in fields(of)} - its_own, of
+
+
+def test_the_service_gives_the_daemon_room() -> None:
+    """systemd waits longer than a drain, and allows two descriptors for each client."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(ETC / "awesomeproxy.service")
+    assert unit.getfloat("Service", "TimeoutStopSec") > DEFAULT.drain_time
+    assert unit.getint("Service", "LimitNOFILE") > 2 * DEFAULT.max_connections
+
+
+# ---- anything at all ------------------------------------------------------------------
+
+IN_FORCE = OPTIONAL.sub("", WHOLE).replace("#[acme]", "[acme]")
+KEYS = sorted(set(re.findall(r"[a-z0-9_]+(?=[ .])", IN_FORCE)) | {"old", "", "a b"})
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["old", "1s", "tcp:", "http://[", "unix:/", "*.", "10.0.0.1/8", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=6)
+    ),
+    max_leaves=20,
+)
+ANYTHING = settings(deadline=None, database=None, suppress_health_check=[Health.too_slow])
+
+
+def assert_readable_or_told(read: Any, *arguments: object) -> None:
+    """``read`` gives settings, or a ConfigError with a printable line for each problem."""
+    try:
+        read(*arguments, "f.toml")
+        return
+    except ConfigError as error:
+        told = error
+    assert told.problems
+    for problem in told.problems:
+        assert problem.startswith("f.toml: ")
+        assert problem.isprintable()
+
+
+@ANYTHING
+@given(st.text())
+@example("a." * 5000 + "b = 1")
+def test_any_text_is_read_or_told(text: str) -> None:
+    """No text raises anything but a ConfigError."""
+    assert_readable_or_told(config.parse, text)
+
+
+@ANYTHING
+@given(st.integers(0, len(IN_FORCE)), st.integers(0, 40), st.text(max_size=10))
+def test_any_edit_of_the_example_is_read_or_told(start: int, length: int, text: str) -> None:
+    """No slip of the hand in a good file raises anything but a ConfigError."""
+    edited = IN_FORCE[:start] + text + IN_FORCE[start + length :]
+    assert_readable_or_told(config.parse, edited)
+
+
+@ANYTHING
+@given(st.text(), st.dictionaries(st.sampled_from(KEYS), VALUES))
+def test_any_table_is_read_or_told(name: str, table: dict[str, object]) -> None:
+    """No JSON of a command raises anything but a ConfigError."""
+    assert_readable_or_told(config.site_from_table, name, table)
+    assert_readable_or_told(config.backend_from_table, name, table)
