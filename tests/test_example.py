@@ -99,6 +99,29 @@ def test_the_example_shows_every_setting() -> None:
         assert set(table) == {field.name for field in fields(of)} - its_own, of
 
 
+def test_the_overview_has_the_keys_and_defaults_of_the_example() -> None:
+    """Section by section, in the same order; what is no default in the example is needed."""
+    told = [
+        line if line.startswith("## ") else line[2:].rpartition(" | ")[0]
+        for line in (ETC.parent / "docs" / "configuration.md").read_text("utf-8").splitlines()
+        if line.startswith(("## ", "| `"))
+    ]
+    shown: list[str] = []
+    for line in WHOLE.splitlines():
+        match = re.fullmatch(r"(#?)(?:(\[.*\])|([a-z0-9_.]+) = (.*))", line)
+        if match is None:
+            continue
+        commented, table, key, default = match.groups()
+        if table:
+            shown.append("## " + table.replace(".example", ".NAME").replace(".old", ".NAME"))
+        elif key in ("name", "directory"):
+            shown.append(f"`{key}` | " + ("host name" if key == "name" else "needed"))
+        else:
+            is_default = commented or key == "health.path"
+            shown.append(f"`{key}` | " + (f"`{default}`" if is_default else "needed"))
+    assert told == shown[: shown.index("## [sites.NAME.backends.new]")]
+
+
 def test_the_service_gives_the_daemon_room() -> None:
     """systemd waits longer than a drain, and allows two descriptors for each client."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
