@@ -1,13 +1,18 @@
-"""An authority for the tests, and the certificates it issues.
+"""An authority for the tests, the certificates it issues, and handshakes to try them.
 
-It lives in one directory of its own and is thrown away with it.  Keys are EC P-256
-unless a test wants RSA; that is made once, as it takes its time.
+The authority lives in one directory of its own and is thrown away with it.  Keys are EC
+P-256 unless a test wants RSA; that is made once, as it takes its time.
+
+A handshake is between two ends of a pair of sockets, in one thread: each goes on as far
+as it can, in turn, until both are through or have failed.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,9 +26,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
 
 Kind = Literal["ec", "rsa"]
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+End = SSL.Connection | ssl.SSLSocket
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,66 @@ class Authority:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in (pem, *self.chain)))
         return Issued(path, private(path.with_suffix(".key"), key_pem(private_key)))
+
+
+class Ends:
+    """Two connected sockets that do not block, a client's and a server's."""
+
+    def __init__(self) -> None:
+        self.client, self.server = socket.socketpair()
+        self._open: list[socket.socket] = [self.client, self.server]
+        for sock in self._open:
+            sock.setblocking(False)
+
+    def close(self) -> None:
+        """Close both, under whatever they have been given."""
+        for sock in self._open:
+            sock.close()
+
+    def ask(
+        self, context: ssl.SSLContext, name: str | None, session: ssl.SSLSession | None = None
+    ) -> ssl.SSLSocket:
+        """Python's own TLS at the client's end; it asks for ``name``."""
+        return self._wrapped(
+            context.wrap_socket(
+                self.client, server_hostname=name, do_handshake_on_connect=False, session=session
+            )
+        )
+
+    def answer(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """Python's own TLS at the server's end."""
+        return self._wrapped(
+            context.wrap_socket(self.server, server_side=True, do_handshake_on_connect=False)
+        )
+
+    def _wrapped(self, sock: ssl.SSLSocket) -> ssl.SSLSocket:
+        self._open.append(sock)
+        return sock
+
+
+def shake(client: End, server: End) -> tuple[Exception | None, Exception | None]:
+    """Bring a handshake to its end; return what it failed with, if it did, on either side."""
+    waiting = [client, server]
+    failures: dict[End, Exception] = {}
+    while waiting:
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+            except (SSL.WantReadError, ssl.SSLWantReadError):
+                continue
+            except (SSL.Error, ssl.SSLError) as failure:
+                failures[end] = failure
+            waiting.remove(end)
+    return failures.get(client), failures.get(server)
+
+
+def client_trust(authority: Authority, *protocols: str) -> ssl.SSLContext:
+    """What such a client trusts, and the protocols it offers; it compares no names."""
+    context = ssl.create_default_context(cafile=authority.ca_file)
+    context.check_hostname = False
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    return context
 
 
 def certificate(

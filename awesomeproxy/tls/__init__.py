@@ -1,0 +1,1 @@
+"""TLS towards clients and servers: certificates, their keys, and OpenSSL's contexts."""
