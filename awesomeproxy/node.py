@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from awesomeproxy import config
+from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.engine import Migration, recover
@@ -52,6 +53,7 @@ class Node:
 
     registry: IRegistry
     plane: Plane
+    keeper: Keeper
 
     def __init__(self, reactor: Any, path: str, settings: Settings) -> None:
         """
@@ -118,11 +120,14 @@ class Node:
             max_held_bytes=settings.max_held_bytes,
             on_change=self._changed,
         )
+        acme = Path(settings.state_dir) / "acme"
+        self.keeper = Keeper(self.reactor, settings.acme, acme, self.plane.challenges)
         await self.place(sites.values())
         for site in sites.values():
             self.define(site)
         self._control = await listen_control(settings.control)
         await self.plane.listen(settings.listen)
+        self.keeper.start()
         log.info(
             "{name} serves {count} sites on {addresses}",
             name=settings.name,
@@ -142,6 +147,8 @@ class Node:
                 await self.plane.listen(())
         finally:
             self._definitions.release()
+        if hasattr(self, "keeper"):
+            self.keeper.stop()
         await self.pauses.call_off("the daemon is stopping")
         for migration in list(self.migrations.values()):
             migration.stop("the daemon is stopping")
@@ -184,12 +191,14 @@ class Node:
     def define(self, site: Site) -> None:
         """Take over the definition, new or changed, of a site that has been placed."""
         self.sites[site.name] = site
+        self.keeper.define(site)
         self.adopt(self.placements[site.name])
 
     def undefine(self, name: str) -> None:
         """A site is served no more; where it is placed stays known."""
         self.sites.pop(name, None)
         self.plane.remove(name)
+        self.keeper.undefine(name)
         self._states.pop(name, None)
         self.pauses.forget_expiry(name)
         self.tell_changed(name)
@@ -228,6 +237,7 @@ class Node:
 
     def _take_over(self, settings: Settings, sites: Mapping[str, Site]) -> dict[str, list[str]]:
         result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
+        self.keeper.configure(settings.acme)
         for name in [name for name in self.sites if name not in sites]:
             self.undefine(name)
             result["removed"].append(name)

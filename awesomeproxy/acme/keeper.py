@@ -159,6 +159,11 @@ class Keeper:
         """How it stands with every site, by name."""
         return [self._status(name, want) for name, want in sorted(self._wants.items())]
 
+    def status(self, name: str) -> Status | None:
+        """How it stands with one site; None: it wants no certificate from here."""
+        want = self._wants.get(name)
+        return self._status(name, want) if want is not None else None
+
     def _status(self, name: str, want: Want) -> Status:
         wait = self._wait(want)
         error = want.trouble.error

@@ -103,7 +103,7 @@ class Store:
 
         :raise AcmeError: there is one, but it cannot be read.
         """
-        path = self.certificates / f"{site}.pem"
+        path = self.certificates / _name(site)
         try:
             if not path.exists():
                 with suppress(FileNotFoundError):
@@ -124,25 +124,28 @@ class Store:
             text = to_pem(directory, chain, key)
         except _UNUSABLE as error:
             raise AcmeError(f"what the authority has issued cannot be used: {error}") from None
-        self._write(self.certificates / f"{site}.pem", text)
+        self._write(self.certificates / _name(site), text)
         return from_pem(text)
 
     def retire(self, site: str) -> None:
         """Take a site's certificate out of use."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # there is none
             self._retired.mkdir(mode=0o700, exist_ok=True)
-            (self.certificates / f"{site}.pem").rename(self._retired / f"{site}.pem")
+            (self.certificates / _name(site)).rename(self._retired / _name(site))
 
     def tidy(self, sites: Collection[str], now: float) -> None:
         """Retire the certificates of all but ``sites``; remove what nobody will need again.
 
         :param now: unix time.
         """
+        kept = set(map(_name, sites))
         for path in self.path.glob(f"*/*{_NEW}"):  # a crash has left it behind
             path.unlink()
+        if self.path.exists():
+            self._retired.mkdir(mode=0o700, exist_ok=True)
         for path in self.certificates.glob("*.pem"):
-            if path.stem not in sites:
-                self.retire(path.stem)
+            if path.name not in kept:
+                path.rename(self._retired / path.name)
         for path in self._retired.glob("*.pem"):
             try:
                 over = from_pem(path.read_bytes()).ends < now
@@ -174,6 +177,12 @@ class Store:
                 " the daemon's user may write there",
                 common=True,
             ) from None
+
+
+def _name(site: str) -> str:
+    # A directory with a file fullchain.pem would be taken for certbot's, with one
+    # certificate.  No other site can be called "fullchain+".
+    return f"{site}.pem" if site != "fullchain" else "fullchain+.pem"
 
 
 def _flush(directory: Path) -> None:

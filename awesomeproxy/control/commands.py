@@ -130,6 +130,7 @@ def _site_status(node: Node, name: str) -> dict[str, Any]:
     placement = node.placements[name]
     observed = node.observed(name)
     migration = node.migrations.get(name)
+    certificate = node.keeper.status(name)
     return {
         "name": name,
         "hosts": list(site.hosts),
@@ -149,6 +150,7 @@ def _site_status(node: Node, name: str) -> dict[str, Any]:
         "backends": {backend: dict(servers) for backend, servers in observed.servers.items()},
         "counters": asdict(observed.counters),
         "migration": migration and {"target": migration.target, "step": migration.step},
+        "acme": certificate and certificate.as_json(),
     }
 
 

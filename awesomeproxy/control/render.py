@@ -295,8 +295,16 @@ def _troubles(site: Json) -> list[str]:
         found.append(f"is moving to {site['migration']['target']}: {site['migration']['step']}")
     if ambiguous := site["counters"]["ambiguous"]:
         found.append(f"{ambiguous} requests are ambiguous: they may have been carried out")
+    if (acme := site.get("acme")) and acme["error"]:
+        lacks = "has no certificate" if acme["not_after"] is None else "needs another certificate"
+        found.append(f"{lacks}: {acme['error']}{_next_try(acme)}")
     servers = site["backends"].get(site["backend"], {})
     return found + [f"{url} is {health}" for url, health in servers.items() if health != "up"]
+
+
+def _next_try(acme: Json) -> str:
+    again = acme["next_look"]
+    return f"; next try in {duration(max(0.0, again - time.time()))}" if again else ""
 
 
 def _counted(counters: Json) -> str:
