@@ -32,6 +32,7 @@ from awesomeproxy.proxy.router import Router
 from awesomeproxy.proxy.site import LiveSite
 from awesomeproxy.proxy.sweep import Sweep
 from awesomeproxy.proxy.transport import eager
+from awesomeproxy.tls.certificates import Certificates
 
 
 class Plane:
@@ -47,6 +48,7 @@ class Plane:
         max_sockets: int = 1 << 30,
         max_held: int = 50_000,
         max_held_bytes: int = 1024 * 1024 * 1024,
+        certificates: Certificates | None = None,
         clock: IReactorTime | None = None,
         on_change: Callable[[str], None] = lambda site: None,
     ) -> None:
@@ -55,10 +57,12 @@ class Plane:
         :param max_connections: of clients.
         :param max_sockets: of clients and to servers, together.
         :param max_held: requests held, all sites together; ``max_held_bytes`` likewise.
+        :param certificates: for listeners with TLS.
         :param clock: for deadlines, instead of one that cannot be set back.
         :raise OSError: the access log cannot be opened.
         """
         self.reactor = reactor
+        self.certificates = certificates
         self.eager = eager(reactor)
         self.clock = clock or SteadyClock(reactor)
         self.seconds: Callable[[], float] = self.clock.seconds
