@@ -27,7 +27,7 @@ from awesomeproxy.proxy.arrival import Arrival
 from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.fields import Field
 from awesomeproxy.proxy.heads import Origin, added, chunk, interim_head, last_chunk, response_head
-from awesomeproxy.proxy.interfaces import IClient
+from awesomeproxy.proxy.interfaces import IClient, IVisitor
 from awesomeproxy.proxy.reception import receive
 from awesomeproxy.proxy.requests import Request, RequestParser
 from awesomeproxy.proxy.responses import Response
@@ -43,7 +43,7 @@ TURNED_AWAY = 256  # clients more than there may be, who are told so
 LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
 
 
-@implementer(IClient)
+@implementer(IClient, IVisitor)
 class ClientConnection(Protocol):
     """One connection of a client that speaks HTTP/1.1."""
 

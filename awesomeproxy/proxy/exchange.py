@@ -32,6 +32,7 @@ from awesomeproxy.proxy.interfaces import ICarrier, IClient
 from awesomeproxy.proxy.requests import IDEMPOTENT, Request
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.servers import LiveServer
+from awesomeproxy.proxy.session import ServerStream
 from awesomeproxy.proxy.tunnel import Tunnel
 from awesomeproxy.proxy.upstream import ServerConnection
 
@@ -142,6 +143,12 @@ class Exchange:
             self._unreachable(site.why_unreachable())
             return
         self.server = server
+        if server.server.http2:
+            # A server that closes such a connection says which requests it has not looked
+            # at, so that there is no race that only fresh ones would be safe from.
+            self.connection = ServerStream(site, server, self)
+            self.connection.connect(site.site.timeouts.connect)
+            return
         connection: ICarrier | None = None
         if server.idle and not self.sends:
             request = self.request
@@ -330,11 +337,24 @@ class Exchange:
             else:
                 self._failed(502, f"The server broke off: {why}.")
 
-    def _may_send_again(self) -> bool:
+    def not_taken(self, connection: ICarrier, why: str) -> None:
+        """The server has said that it has not looked at the request: any can be sent again."""
+        self.connection = None
+        if self.client is None:
+            self._end()
+        elif self._may_send_again(any_method=True):
+            self.site.retried += 1
+            self.request_sent = False
+            self._forward(self.site.plane.seconds())
+        else:
+            self.site.failed += 1
+            self.refuse(502, f"The server has not taken the request: {why}.")
+
+    def _may_send_again(self, *, any_method: bool = False) -> bool:
         request = self.request
         return (
             self.client is not None
-            and request.idempotent
+            and (any_method or request.idempotent)
             and self.sends < self.site.site.retry.attempts
             and self.replay_size <= REPLAYABLE
         )
@@ -451,9 +471,12 @@ class Exchange:
         """Both sides speak another protocol from here on."""
         assert self.client is not None
         assert isinstance(connection, ServerConnection)  # the only kind that is asked to
+        head = self.client.switch(self, response)
+        if head is None:
+            self._bad_response(connection, "the server has not understood the upgrade")
+            return
         self.head_sent = True
         self.status = 101
-        head = self.client.switch(self, response)
         Tunnel(self, self.client, connection).open(head)
         if self.counted:
             self.counted = False

@@ -39,7 +39,8 @@ class Origin:
     fields: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fields", _forwarded(self.address, self.proto))
+        lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (self.address, self.proto)
+        object.__setattr__(self, "fields", lines)
 
 
 def request_head(request: Request, origin: Origin, via: bytes) -> bytes:
@@ -64,25 +65,35 @@ def request_head(request: Request, origin: Origin, via: bytes) -> bytes:
         lines.append(b"Connection: TE\r\nTE: trailers")
     if request.max_forwards is not None:
         lines.append(b"Max-Forwards: %b" % request.max_forwards)
-    if request.via is not None:
-        via = b"%b, %b" % (request.via, via)
-    fields = origin.fields
-    forwarded_host = host
-    if origin.trusted:
-        chain = request.forwarded_for
-        chain = origin.address if chain is None else b"%b, %b" % (chain, origin.address)
-        proto = request.forwarded_proto or origin.proto
-        forwarded_host = request.forwarded_host or host
-        fields = _forwarded(chain, proto)
-    lines.append(
-        b"%bX-Forwarded-Host: %b\r\nX-Request-Id: %b\r\nVia: %b\r\n\r\n"
-        % (fields, forwarded_host, request.request_id, via)
-    )
+    if origin.trusted or request.via is not None:
+        for name, value in forwarded_fields(request, origin, via):
+            lines.append(b"%b: %b" % (name, value))
+        lines.append(CRLF)
+    else:
+        lines.append(
+            b"%bX-Forwarded-Host: %b\r\nX-Request-Id: %b\r\nVia: %b\r\n\r\n"
+            % (origin.fields, host, request.request_id, via)
+        )
     return CRLF.join(lines)
 
 
-def _forwarded(chain: bytes, proto: bytes) -> bytes:
-    return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (chain, proto)
+def forwarded_fields(request: Request, origin: Origin, via: bytes) -> list[Field]:
+    """The fields that say which way ``request`` has come."""
+    chain, proto, host = origin.address, origin.proto, request.host or b""
+    if request.via is not None:
+        via = b"%b, %b" % (request.via, via)
+    if origin.trusted:
+        if request.forwarded_for is not None:
+            chain = b"%b, %b" % (request.forwarded_for, chain)
+        proto = request.forwarded_proto or proto
+        host = request.forwarded_host or host
+    return [
+        (b"X-Forwarded-For", chain),
+        (b"X-Forwarded-Proto", proto),
+        (b"X-Forwarded-Host", host),
+        (b"X-Request-Id", request.request_id),
+        (b"Via", via),
+    ]
 
 
 def chunk(parts: list[bytes]) -> bytes:

@@ -61,8 +61,11 @@ class IClient(IPushProducer):
     def stream_ended() -> None:
         """No more will come from that source."""
 
-    def switch(exchange: Exchange, response: Response) -> bytes:
-        """The protocol is switched; return what is to be written before its first bytes."""
+    def switch(exchange: Exchange, response: Response) -> bytes | None:
+        """The protocol is switched; return what is to be written before its first bytes.
+
+        None: the server has not understood what it was asked.
+        """
 
     def begin_tunnel(tunnel: Tunnel) -> bytes:
         """From here on bytes go to ``tunnel``; return those that have come already."""
@@ -78,6 +81,21 @@ class IClient(IPushProducer):
 
     def abort() -> None:
         """End it in a way that cannot be taken for a proper end."""
+
+
+class IVisitor(Interface):
+    """A connection that a client has opened, whatever it is used for."""
+
+    deadline: float = Attribute("When it is too late for what it does, or is waited for.")
+
+    def expired(now: float) -> None:
+        """The deadline has passed."""
+
+    def idle_close() -> None:
+        """The proxy stops: close when nothing is being answered, nor about to be."""
+
+    def abort() -> None:
+        """Close in a way that cannot be taken for a proper end."""
 
 
 class ICarrier(IPushProducer):

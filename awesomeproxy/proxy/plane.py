@@ -23,10 +23,11 @@ from awesomeproxy.happenings import Once
 from awesomeproxy.model import Desired, Listen, Observed, Outcome
 from awesomeproxy.proxy.accesslog import AccessLog
 from awesomeproxy.proxy.arrival import Arrival
-from awesomeproxy.proxy.client import ClientConnection, ClientFactory
+from awesomeproxy.proxy.client import ClientFactory
 from awesomeproxy.proxy.clock import SteadyClock
 from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin, RequestIds
+from awesomeproxy.proxy.interfaces import IServerLink, IVisitor
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.router import Router
 from awesomeproxy.proxy.site import LiveSite
@@ -80,7 +81,8 @@ class Plane:
         self.router: Router[LiveSite] = Router()
         self.sites: dict[str, LiveSite] = {}
         self._removed: dict[str, LiveSite] = {}  # while something of them is in flight
-        self.clients: set[ClientConnection] = set()
+        self.clients: set[IVisitor] = set()
+        self.links: set[IServerLink] = set()
         self.challenges: dict[bytes, bytes] = {}  # target -> what proves a name to be ours
         self.https_port = 443  # where those are sent who shall come with TLS
         self.stopping = False
@@ -212,14 +214,19 @@ class Plane:
     @property
     def sockets(self) -> int:
         """How many connections there are, of clients and to servers."""
-        return len(self.sweep)
+        return len(self.clients) + len(self.links)
 
-    def client_came(self, client: ClientConnection) -> None:
+    @property
+    def crowded(self) -> bool:
+        """Whether there is no file descriptor for one more."""
+        return self.sockets >= self.max_sockets
+
+    def client_came(self, client: IVisitor) -> None:
         """Take a connection in."""
         self.clients.add(client)
         self.sweep.add(client)
 
-    def client_left(self, client: ClientConnection) -> None:
+    def client_left(self, client: IVisitor) -> None:
         """Forget a connection."""
         self.clients.discard(client)
         self.sweep.remove(client)

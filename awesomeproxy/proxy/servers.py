@@ -13,11 +13,17 @@ grow old and be closed.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
 
 from awesomeproxy.model import Backend, Server
+from awesomeproxy.proxy.dial import dial
 
 if TYPE_CHECKING:
+    from awesomeproxy.proxy.session import ServerSession
     from awesomeproxy.proxy.upstream import ServerConnection
 
 
@@ -33,6 +39,7 @@ class LiveServer:
         "idle",
         "label",
         "server",
+        "sessions",
         "trouble",
     )
 
@@ -41,6 +48,7 @@ class LiveServer:
         self.backend = backend
         self.label = f"{backend.config.name} {server.url}".encode()  # in the access log
         self.idle: list[ServerConnection] = []
+        self.sessions: list[ServerSession] = []  # in HTTP/2, with room or not
         self.busy = 0  # connections that carry a request, or are being opened for one
         self.healthy = True
         self.fails = 0
@@ -49,6 +57,16 @@ class LiveServer:
 
     def __repr__(self) -> str:
         return f"<LiveServer {self.server}: {self.busy} busy, {len(self.idle)} idle>"
+
+    def dial(
+        self,
+        reactor: Any,
+        protocol: Protocol,
+        failed: Callable[[Failure], object],
+        timeout: float,
+    ) -> Callable[[], object]:
+        """Open a connection; see :func:`awesomeproxy.proxy.dial.dial`."""
+        return dial(reactor, self.server, protocol, failed, timeout)
 
     def usable(self, now: float) -> bool:
         """Whether it should be given requests."""
@@ -129,6 +147,8 @@ class LiveBackend:
         for server in self.servers:
             while server.idle:
                 server.idle.pop().close()
+            for session in list(server.sessions):
+                session.close_if_idle()
 
     def retire(self) -> None:
         """Close what is idle now, and every other connection when it gets idle."""

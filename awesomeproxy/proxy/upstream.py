@@ -15,7 +15,6 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from awesomeproxy.proxy.dial import dial
 from awesomeproxy.proxy.heads import Origin, chunk, last_chunk, request_head
 from awesomeproxy.proxy.interfaces import ICarrier, IClient, IServerLink
 from awesomeproxy.proxy.requests import Request
@@ -87,16 +86,16 @@ class ServerConnection(Protocol):
         self.server.busy += 1
         self.site.connections.add(self)
         plane = self.site.plane
-        if plane.sockets >= plane.max_sockets:
-            why = ConnectError(string="no file descriptor is left")  # type: ignore[no-untyped-call]
-            self._failed(Failure(why))  # type: ignore[no-untyped-call]
+        if plane.crowded:
+            self._failed(no_file())
             return
-        plane.sweep.add(self)
-        self._call_off = dial(plane.eager, self.server.server, self, self._failed, timeout)
+        plane.links.add(self)
+        self._call_off = self.server.dial(plane.eager, self, self._failed, timeout)
 
     def connectionMade(self) -> None:
         """The server's kernel has taken the connection."""
         self._call_off = None
+        self.site.plane.sweep.add(self)
         if self.server.server.scheme != "unix":
             self.transport.setTcpNoDelay(True)
         if self.exchange is None:
@@ -106,7 +105,6 @@ class ServerConnection(Protocol):
 
     def _failed(self, reason: Failure) -> None:
         self._call_off = None
-        self.site.plane.sweep.remove(self)
         self._gone()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
@@ -183,6 +181,7 @@ class ServerConnection(Protocol):
     def _gone(self) -> None:
         if self.exchange is not None:
             self.server.busy -= 1
+        self.site.plane.links.discard(self)
         self.site.connections.discard(self)
         self.site.check_drained()
 
@@ -244,6 +243,12 @@ class ServerConnection(Protocol):
             self.server.busy -= 1
         elif self in self.server.idle:
             self.server.idle.remove(self)
+
+
+def no_file() -> Failure:
+    """Why a connection is not even tried."""
+    why = ConnectError(string="no file descriptor is left")  # type: ignore[no-untyped-call]
+    return Failure(why)  # type: ignore[no-untyped-call]
 
 
 def _framed(request: Request, parts: list[bytes], last: bool) -> bytes:
