@@ -79,7 +79,7 @@ def read_pair(certificate: str, key: str = "") -> Pair:
     if key:
         content, status = _read(key)
     found = _private_key(key or certificate, content, beside=not key)
-    _check_mode(key or certificate, status)
+    check_mode(key or certificate, status)
     if not _fits(found, chain[0]):
         raise PairError(
             key or certificate,
@@ -180,7 +180,11 @@ def _private_key(path: str, content: bytes, beside: bool) -> PrivateKey:
     return key
 
 
-def _check_mode(path: str, status: os.stat_result) -> None:
+def check_mode(path: str, status: os.stat_result) -> None:
+    """Whether only those can read a private key who should.
+
+    :raise PairError: others can.
+    """
     mode = stat.S_IMODE(status.st_mode)
     if not mode & 0o077:
         return
