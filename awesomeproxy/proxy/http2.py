@@ -97,6 +97,7 @@ class Http2Connection(Protocol):
         # Over what was announced a request is answered 431; far over it, all is refused.
         self._h2.decoder.max_header_list_size = 4 * listen.max_head
         self._receiving = False
+        self._flushing = False  # it will be written at the end of the reactor's turn
         self._full = False  # the client's socket
         self._closing = False  # it ends with the streams there are
         self._echo_due = False  # streams may still come that were sent before we said so
@@ -143,13 +144,19 @@ class Http2Connection(Protocol):
         if self._owed >= WINDOW // 2:
             self._h2.increment_flow_control_window(self._owed)
             self._owed = 0
-        self._flush()
+        self._write()
 
     def _flush(self) -> None:
-        if not self._receiving:
-            data = self._h2.data_to_send()
-            if data and not self._lingering:
-                self.transport.write(data)
+        """Send what there is, together with what else this turn of the reactor brings."""
+        if not self._receiving and not self._flushing:
+            self._flushing = True
+            self.plane.eager.at_turn_end(self._write)
+
+    def _write(self) -> None:
+        self._flushing = False
+        data = self._h2.data_to_send()
+        if data and not self._lingering:
+            self.transport.write(data)
 
     # What has happened
 

@@ -39,6 +39,8 @@ class Hub:
         self._members: dict[int, Any] = {}
         self._interest: dict[int, int] = {}
         self.callLater: Callable[..., Any] = reactor.callLater
+        self._serving = False
+        self._at_end: list[Callable[[], object]] = []
 
     def __repr__(self) -> str:
         return f"<Hub of {len(self._members)}>"
@@ -95,6 +97,16 @@ class Hub:
         if not self._members:
             self._reactor.removeReader(self)
 
+    def at_turn_end(self, function: Callable[[], object]) -> None:
+        """Call ``function`` once all that is ready has been served; at once if nothing is.
+
+        What many events contribute to can so be sent in one go.
+        """
+        if self._serving:
+            self._at_end.append(function)
+        else:
+            function()
+
     # What the reactor asks of a selectable
 
     def fileno(self) -> int:
@@ -107,6 +119,20 @@ class Hub:
 
     def doRead(self) -> None:
         """Serve all that is ready."""
+        self._serving = True
+        try:
+            self._serve()
+        finally:
+            self._serving = False
+        if self._at_end:
+            at_end, self._at_end = self._at_end, []
+            for function in at_end:
+                try:
+                    function()
+                except Exception:  # the others have nothing to do with it
+                    log.failure("at the end of a turn")
+
+    def _serve(self) -> None:
         members = self._members
         for fd, event in self._epoll.poll(0, AT_ONCE):
             member = members.get(fd)

@@ -328,6 +328,7 @@ class ServerSession(Protocol):
         self._closing = False
         self._gone = False
         self._receiving = False
+        self._flushing = False  # it will be written at the end of the reactor's turn
         self._owed = 0
         self._call_off: Callable[[], object] | None = None
         self._h2 = Multiplex(
@@ -480,13 +481,16 @@ class ServerSession(Protocol):
         if self._owed >= TOGETHER // 2:
             self._h2.increment_flow_control_window(self._owed)
             self._owed = 0
-        self._flush()
+        self._write()
 
     def _flush(self) -> None:
-        if not self._receiving:
-            self._write()
+        """Send what there is, together with what else this turn of the reactor brings."""
+        if not self._receiving and not self._flushing:
+            self._flushing = True
+            self.site.plane.eager.at_turn_end(self._write)
 
     def _write(self) -> None:
+        self._flushing = False
         data = self._h2.data_to_send()
         if data and not self._gone:
             self.transport.write(data)

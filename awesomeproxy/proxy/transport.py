@@ -124,6 +124,7 @@ class EagerReactor:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._hub = Hub(reactor)
+        self.at_turn_end = self._hub.at_turn_end
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
