@@ -8,6 +8,7 @@ holds a default or a blank; nothing is said of what merely follows from that.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 
 from awesomeproxy import addresses
 from awesomeproxy.model import (
@@ -40,8 +41,12 @@ def overlaps(site: Site, others: Iterable[Site]) -> Iterator[str]:
 
 def unissued(site: Site, settings: Settings) -> str:
     """Why nobody would issue the certificates that ``site`` wants; empty: somebody will."""
-    if site.tls.acme and settings.acme is None:
+    if not site.tls.acme:
+        return ""
+    if settings.acme is None:
         return "is true, but nothing says who issues certificates; add an [acme] table"
+    if find_spec("acme") is None:
+        return "is true, but the acme library is missing; pip install 'awesomeproxy[acme]'"
     return ""
 
 
