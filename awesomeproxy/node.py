@@ -24,6 +24,7 @@ from twisted.logger import Logger
 
 from awesomeproxy import config
 from awesomeproxy.acme.keeper import Keeper
+from awesomeproxy.certifying import Certifying
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.engine import Migration, recover
@@ -54,6 +55,7 @@ class Node:
     registry: IRegistry
     plane: Plane
     keeper: Keeper
+    certifying: Certifying
 
     def __init__(self, reactor: Any, path: str, settings: Settings) -> None:
         """
@@ -110,6 +112,10 @@ class Node:
         for problem in misplaced(sites.values(), self.placements).values():
             # One site that nobody can reach is no reason to serve none.
             log.error("{problem}; its requests are held", problem=problem)
+        acme = Path(settings.state_dir) / "acme"
+        issued = str(acme / "certificates")
+        self.certifying = Certifying(self.reactor, settings.tls, (issued,), self.emit)
+        await self.certifying.start()
         self.plane = Plane(
             self.reactor,
             name=settings.name,
@@ -118,10 +124,16 @@ class Node:
             max_sockets=open_files() - RESERVED,
             max_held=settings.max_held,
             max_held_bytes=settings.max_held_bytes,
+            certificates=self.certifying.certificates,
             on_change=self._changed,
         )
-        acme = Path(settings.state_dir) / "acme"
-        self.keeper = Keeper(self.reactor, settings.acme, acme, self.plane.challenges)
+        self.keeper = Keeper(
+            self.reactor,
+            settings.acme,
+            acme,
+            self.plane.challenges,
+            on_issued=lambda site: self.certifying.hurry(),
+        )
         await self.place(sites.values())
         for site in sites.values():
             self.define(site)
@@ -149,6 +161,8 @@ class Node:
             self._definitions.release()
         if hasattr(self, "keeper"):
             self.keeper.stop()
+        if hasattr(self, "certifying"):
+            await self.certifying.stop()
         await self.pauses.call_off("the daemon is stopping")
         for migration in list(self.migrations.values()):
             migration.stop("the daemon is stopping")
@@ -207,8 +221,8 @@ class Node:
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration file again and converge to it.
 
-        :return: the names of sites ``added``, ``changed`` and ``removed``, and under
-            ``restart`` the keys that have changed and need one.
+        :return: the names of sites ``added``, ``changed`` and ``removed``, under ``restart``
+            the keys that have changed and need one, and the ``problems`` with certificates.
         :raise ConfigError, RegistryError, OSError, CannotListenError, Stopping: it cannot
             be; nothing has changed.
         """
@@ -218,9 +232,11 @@ class Node:
             self._check(sites)
             # What may fail comes first; all the rest happens in one turn.
             await self.place(sites.values())
-            self.plane.access_log.reopen()
-            await self.plane.listen(settings.listen)
-            return self._take_over(settings, sites)
+            async with self.certifying.reading(settings.tls) as take:
+                self.plane.access_log.reopen()
+                await self.plane.listen(settings.listen)
+                take()
+                return self._take_over(settings, sites)
 
     def _check(self, sites: Mapping[str, Site]) -> None:
         """Whether there may be these sites instead of the present ones."""
@@ -251,6 +267,7 @@ class Node:
             self.define(site)
         kept = {key: getattr(self.settings, key) for key in FIXED}
         result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
+        result["problems"] = list(self.certifying.certificates.problems)
         self.settings = replace(settings, **kept)
         self.plane.max_connections = affordable(settings.max_connections)
         self.plane.held.max_requests = settings.max_held
@@ -320,8 +337,9 @@ class Node:
         asked = site.backends[backend]
         timeout = CHECK_TIMEOUT if asked.health is None else asked.health.timeout
         host = site.hosts[0].removeprefix("*.")
+        servers = self.plane.sites[site.name].backends[backend].servers
         results = await DeferredList(
-            [check(self.reactor, server, asked.health, host, timeout) for server in asked.servers],
+            [check(self.reactor, server, asked.health, host, timeout) for server in servers],
             consumeErrors=True,
         )
         if not any(success for success, _ in results):

@@ -262,6 +262,11 @@ def _others(commands: _Commands) -> None:
         "read the configuration file again",
         remote=Remote("reload", _given(), render.reloaded),
     )
+    commands.leaf(
+        "certificates",
+        "show the certificates, when they expire and what is wrong with them",
+        remote=Remote("certificates", _given(), render.certificates),
+    )
     check = commands.leaf("check", "say whether a configuration file is fine", local="check")
     check.add_argument("file", metavar="FILE")
     commands.leaf("version", "print the version", local="version")

@@ -34,6 +34,8 @@ from awesomeproxy.tables import table_of
 
 Command = Callable[..., Coroutine[Any, Any, Any]]
 
+EXPIRES_SOON = 14 * 86_400.0  # seconds before its end, for which a certificate is warned of
+
 log = Logger()
 table = Table()
 
@@ -120,8 +122,18 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
             "listen": [listen.endpoint for listen in node.settings.listen],
             "held": plane.held.requests,
             "registry": f"embedded, in {node.settings.state_dir}",
+            "certificates": _certificates(node),
         },
         "sites": [_site_status(node, name) for name in names],
+    }
+
+
+def _certificates(node: Node) -> dict[str, Any]:
+    certificates = node.certifying.certificates
+    return {
+        "count": len(certificates),
+        "problems": list(certificates.problems),
+        "expiring": certificates.expiring(time.time(), EXPIRES_SOON),
     }
 
 
@@ -303,6 +315,12 @@ async def watch(node: Node, call: Call, site: str | None = None) -> None:
         await forever
     finally:
         stop()
+
+
+@table.command("certificates")
+async def certificates(node: Node, call: Call) -> Mapping[str, Any]:
+    """Every certificate that was found, whether it can be used or not."""
+    return {"certificates": node.certifying.certificates.listing()}
 
 
 # Definitions

@@ -40,6 +40,7 @@ _HISTORY = (
     "AMBIGUOUS",
     "REASON",
 )
+_CERTIFICATES = ("NAMES", "EXPIRES", "SOURCE", "PROBLEM")
 _OUTCOMES = ("held", "released", "departed", "refused", "retried", "ambiguous", "failed")
 
 
@@ -47,7 +48,7 @@ def status(result: Json, style: Style) -> str:
     """The node's line, the table of its sites, and what is the matter with them."""
     node = result.get("node", {})
     sites = result.get("sites", [])
-    lines = [node_line(node)]
+    lines = [node_line(node), *_certificate_warnings(node.get("certificates", {}), style)]
     if not sites:
         return "\n".join([*lines, "no sites; add one with `awesomeproxy site add`"])
     rows = [
@@ -238,7 +239,25 @@ def reloaded(result: Json, style: Style) -> str:
     ]
     if result.get("restart"):
         parts.append(f"only a restart changes {', '.join(map(clean, result['restart']))}")
-    return "; ".join(parts) or "nothing has changed"
+    problems = [style.paint(clean(problem), "yellow") for problem in result.get("problems", [])]
+    return "\n".join(["; ".join(parts) or "nothing has changed", *problems])
+
+
+def certificates(result: Json, style: Style) -> str:
+    """Every certificate: what for, until when, from which file, and what is wrong."""
+    found = result.get("certificates", [])
+    if not found:
+        return "no certificates"
+    rows = [
+        (
+            _shortened(one["names"]) or "none",
+            _moment(one["not_after"]),
+            one["source"],
+            one["problem"].removeprefix(f"{one['source']}: "),
+        )
+        for one in found
+    ]
+    return table(_CERTIFICATES, rows, style)
 
 
 def definition(result: Json, style: Style) -> str:
@@ -281,6 +300,23 @@ def winner(placement: Json) -> str:
     if "mode" in placement:
         text += f": it is {placement['mode']} on {placement.get('backend', '?')}"
     return clean(text)
+
+
+def _certificate_warnings(certificates: Json, style: Style) -> list[str]:
+    now = time.time()
+    warnings = [
+        f"the certificate for {_shortened(one['names'])} expires in"
+        f" {duration(one['not_after'] - now)}; renew {one['source']}"
+        for one in certificates.get("expiring", [])
+        if one["not_after"] > now  # those that have expired are among the problems
+    ]
+    warnings += certificates.get("problems", [])
+    return [style.paint(clean(warning), "yellow") for warning in warnings]
+
+
+def _shortened(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _servers(site: Json) -> str:
