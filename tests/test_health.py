@@ -24,8 +24,9 @@ from plane_stage import (
     twisted_test,
 )
 
-from awesomeproxy.model import HealthCheck, Mode, Server
+from awesomeproxy.model import Backend, HealthCheck, Mode, Server
 from awesomeproxy.proxy.health import Unwell, check
+from awesomeproxy.proxy.servers import LiveBackend, LiveServer
 
 CHECK = HealthCheck(path="/up?x", interval=2.0, timeout=1.0, rise=2, fall=3)
 HALF = b"HTTP/1.1 200 OK\r\nContent-Le"
@@ -64,10 +65,15 @@ def describe(s: Stage, number: int = 0) -> str:
     return s.live.observed().servers["here"][server]
 
 
+def live(server: Server) -> LiveServer:
+    """A server as the data plane has it."""
+    return LiveServer(server, LiveBackend(Backend("b", (server,))))
+
+
 async def ask(s: Stage, server: Server, health: HealthCheck | None = CHECK) -> str:
     """Why a server is unwell, or nothing."""
     try:
-        await check(s.time, server, health, "blog.example", 1.0)
+        await check(s.time, live(server), health, "blog.example", 1.0)
     except Unwell as why:
         return str(why)
     return ""
@@ -116,7 +122,7 @@ async def gone(wire: Wire) -> None:
 @twisted_test
 async def test_a_check_that_is_not_answered_in_time_fails(script: Any) -> None:
     async with stage(script) as s:
-        result = check(s.time, s.origin.server, CHECK, "h", 1.0)
+        result = check(s.time, live(s.origin.server), CHECK, "h", 1.0)
         await eventually(lambda: s.origin.received)
         await s.pass_time(1.25)
         with pytest.raises(Unwell, match="within 1 s"):
@@ -139,7 +145,7 @@ async def test_a_check_that_is_cancelled_says_nothing_to_the_server(
     health: HealthCheck | None,
 ) -> None:
     async with stage() as s:
-        result = check(s.time, s.origin.server, health, "h", 1.0)
+        result = check(s.time, live(s.origin.server), health, "h", 1.0)
         result.cancel()
         with pytest.raises(Unwell):
             await result
@@ -152,7 +158,7 @@ async def test_a_server_may_have_a_name() -> None:
     origin = Origin(answering).listen()
     async with stage() as s:
         server = Server(f"http://localhost:{origin.number}", "http", "localhost", origin.number)
-        result = check(s.time, server, CHECK, "h", 5.0)
+        result = check(s.time, live(server), CHECK, "h", 5.0)
         await s.resolving(lambda: result.called)
         await result
     await origin.refuse()

@@ -13,19 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from h2.events import ConnectionTerminated, ResponseReceived, StreamReset
+from h2.exceptions import ProtocolError
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from awesomeproxy.model import HealthCheck, Server
-from awesomeproxy.proxy.dial import dial
-from awesomeproxy.proxy.responses import BadResponse, ResponseParser
+from awesomeproxy.model import HealthCheck
+from awesomeproxy.proxy.fields import Field
+from awesomeproxy.proxy.messages import Malformed, response_of
+from awesomeproxy.proxy.multiplex import WINDOW, Multiplex
+from awesomeproxy.proxy.responses import MAX_HEAD, BadResponse, ResponseParser
 from awesomeproxy.proxy.servers import LiveServer
 
 if TYPE_CHECKING:
     from awesomeproxy.proxy.site import LiveSite
 
+AGENT = b"awesomeproxy-health-check"
 KNOCK_TIMEOUT = 2.0  # seconds that a knock may take to be answered
 KNOCK_FIRST = 0.05  # seconds until the first knock at a backend that refuses ...
 KNOCK_LAST = 0.25  # ... and, doubling, between the later ones
@@ -64,11 +69,15 @@ class _Check(Protocol):
             return
         response = self._parser.response
         if response.head_complete:
-            low, high = self._status
-            if low <= response.status <= high:
-                self.end(None)
-            else:
-                self.end(Unwell(f"it answered {response.status}"))
+            self.judge(response.status)
+
+    def judge(self, status: int) -> None:
+        """It has answered."""
+        low, high = self._status
+        if low <= status <= high:
+            self.end(None)
+        else:
+            self.end(Unwell(f"it answered {status}"))
 
     def failed(self, reason: Failure) -> None:
         self.end(Unwell(reason.getErrorMessage().rstrip(".")))
@@ -90,8 +99,37 @@ class _Check(Protocol):
             result.errback(unwell)
 
 
+class _Http2Check(_Check):
+    """The same for a server that speaks HTTP/2."""
+
+    def __init__(
+        self, fields: list[Field], status: tuple[int, int], result: Deferred[None]
+    ) -> None:
+        super().__init__(b"", status, result)
+        self._fields = fields
+        self._h2 = Multiplex(client=True, settings={}, max_block=MAX_HEAD)
+
+    def connectionMade(self) -> None:
+        if self._fields and self._result is not None:
+            head = self._h2.begin(WINDOW)
+            self._h2.send_headers(1, self._fields, end_stream=True)
+            self.transport.write(head + self._h2.data_to_send())
+        else:
+            super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:
+        try:
+            for event in self._h2.receive_data(data):
+                if isinstance(event, ResponseReceived):
+                    self.judge(response_of(event.headers, True).status)
+                elif isinstance(event, StreamReset | ConnectionTerminated):
+                    self.end(Unwell("it has not answered the request"))
+        except (ProtocolError, Malformed) as fault:
+            self.end(Unwell(f"its HTTP/2 is not well-formed: {fault}"))
+
+
 def check(
-    reactor: Any, server: Server, health: HealthCheck | None, host: str, timeout: float
+    reactor: Any, server: LiveServer, health: HealthCheck | None, host: str, timeout: float
 ) -> Deferred[None]:
     """Ask ``server`` once; without ``health``, only whether it takes a connection.
 
@@ -100,16 +138,27 @@ def check(
     :return: fires with None, or fails with :class:`Unwell`.
     """
     result: Deferred[None] = Deferred(lambda _: protocol.end(Unwell("the check was cancelled")))
-    request = b""
-    status = (100, 999)
-    if health is not None:
-        status = health.status
-        request = (
-            f"GET {health.path} HTTP/1.1\r\nHost: {health.host or host}\r\n"
-            "User-Agent: awesomeproxy-health-check\r\nConnection: close\r\n\r\n"
-        ).encode()
-    protocol = _Check(request, status, result)
-    protocol.call_off = dial(reactor, server, protocol, protocol.failed, timeout)
+    host = health.host or host if health is not None else host
+    path = health.path if health is not None else ""
+    status = health.status if health is not None else (100, 999)
+    protocol: _Check
+    if server.server.http2:
+        fields = [
+            (b":method", b"GET"),
+            (b":scheme", b"https" if server.server.tls else b"http"),
+            (b":authority", host.encode()),
+            (b":path", path.encode()),
+            (b"user-agent", AGENT),
+        ]
+        protocol = _Http2Check(fields if path else [], status, result)
+    else:
+        request = b"GET %b HTTP/1.1\r\nHost: %b\r\nUser-Agent: %b\r\nConnection: close\r\n\r\n" % (
+            path.encode(),
+            host.encode(),
+            AGENT,
+        )
+        protocol = _Check(request if path else b"", status, result)
+    protocol.call_off = server.dial(reactor, protocol, protocol.failed, timeout)
     late = reactor.callLater(
         timeout, protocol.end, Unwell(f"it did not answer within {timeout:g} s")
     )
@@ -162,7 +211,7 @@ class Checks:
             return
         self._running = check(
             self._site.plane.reactor,
-            self._server.server,
+            self._server,
             self._health,
             self._site.host,
             self._health.timeout,
@@ -215,7 +264,7 @@ class Probe:
         backend = site.backend
         for server in backend.servers if backend is not None else ():
             if server.healthy:
-                deferred = check(site.plane.reactor, server.server, None, site.host, KNOCK_TIMEOUT)
+                deferred = check(site.plane.reactor, server, None, site.host, KNOCK_TIMEOUT)
                 self._running.append(deferred)
                 deferred.addCallbacks(
                     self._answered,
