@@ -1,14 +1,10 @@
-"""Connections whose protocol was switched."""
+"""Connections whose protocol was switched, to one of which nothing is known."""
 
 from __future__ import annotations
 
-import socket
-import threading
 from typing import Any
 
 import pytest
-import websockets.sync.client
-import websockets.sync.server
 from plane_stage import (
     END,
     GET,
@@ -23,12 +19,11 @@ from plane_stage import (
     turns,
     twisted_test,
 )
-from twisted.internet.threads import deferToThread
 
-from awesomeproxy.model import Drain, Mode, Server
+from awesomeproxy.model import Drain, Mode
 
-ASK = GET[:-2] + b"Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-X: 1\r\n\r\n"
-SWITCH = b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-Y: 2\r\n\r\n"
+ASK = GET[:-2] + b"Connection: keep-alive, Upgrade\r\nUpgrade: Chat\r\nX-X: 1\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: chat\r\nX-Y: 2\r\n\r\n"
 
 
 async def tunnel(s: Stage) -> tuple[Wire, Wire]:
@@ -47,11 +42,11 @@ async def test_an_upgrade_is_asked_for_and_granted() -> None:
         client = await s.connect(ASK)
         server = await s.origin.accept()
         fields = fields_of(await server.until(END))
-        assert (fields[b"connection"], fields[b"upgrade"]) == (b"Upgrade", b"WebSocket")
-        assert fields[b"sec-x"] == b"1"
+        assert (fields[b"connection"], fields[b"upgrade"]) == (b"Upgrade", b"Chat")
+        assert fields[b"x-x"] == b"1"
         server.write(SWITCH)
         answer = await client.answer()
-        assert (answer.status, answer["upgrade"], answer["sec-y"]) == (101, "websocket", "2")
+        assert (answer.status, answer["upgrade"], answer["x-y"]) == (101, "chat", "2")
         assert answer["connection"] == "Upgrade"
 
 
@@ -86,6 +81,7 @@ async def test_either_side_may_be_slow() -> None:
     async with stage() as s:
         ends = client, server = await tunnel(s)
         (there,) = s.plane.clients
+        here: Any
         (here,) = s.live.connections
         for slow, fast, transport in ((client, server, there), (server, client, here)):
             slow.stop_reading()
@@ -222,6 +218,7 @@ async def test_a_tunnel_whose_server_takes_nothing_is_closed_all_the_same() -> N
         client, server = await tunnel(s)
         server.stop_reading()
         client.write(b"x" * 12_000_000)
+        here: Any
         (here,) = s.live.connections
         await eventually(lambda: here.transport.unsent)
         s.place(Mode.HOLDING)
@@ -262,36 +259,3 @@ async def test_a_stopping_proxy_closes_tunnels_at_its_deadline() -> None:
         client, _ = await tunnel(s)
         await s.plane.stop(0)
         await client.rest()
-
-
-def echo(connection: Any) -> None:
-    for message in connection:
-        connection.send(message)
-
-
-@twisted_test
-async def test_websockets_speak_through_it() -> None:
-    def talk(port: int) -> list[Any]:
-        sock = socket.create_connection(("127.0.0.1", port))
-        with websockets.sync.client.connect("ws://blog.example/chat", sock=sock) as client:
-            said: list[str | bytes] = ["hello", b"\0\xff" * 1000, "x" * 500_000, "bye"]
-            heard: list[Any] = []
-            for message in said:
-                client.send(message)
-                heard.append(client.recv())
-            assert heard == said
-            return heard
-
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0) as server:
-        number = server.socket.getsockname()[1]
-        running = threading.Thread(target=server.serve_forever)
-        running.start()
-        place = Server(f"http://127.0.0.1:{number}", "http", "127.0.0.1", number)
-        try:
-            async with stage(backend={"servers": (place,)}) as s:
-                port = s.plane.listening[0].port
-                assert len(await deferToThread(talk, port)) == 4
-                await s.quiet()
-        finally:
-            server.shutdown()
-            running.join()

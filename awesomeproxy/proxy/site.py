@@ -14,6 +14,7 @@ from awesomeproxy.model import Backend, Counters, Desired, Mode, Observed, Place
 from awesomeproxy.proxy.health import Checks, Probe
 from awesomeproxy.proxy.interfaces import IClient, IServerLink
 from awesomeproxy.proxy.servers import LiveBackend
+from awesomeproxy.proxy.stagger import Stagger
 
 if TYPE_CHECKING:
     from awesomeproxy.proxy.plane import Plane
@@ -48,7 +49,7 @@ class LiveSite:
         self.closed = 0  # requests and tunnels cut since the last hold began
         self._checks: dict[str, list[Checks]] = {}
         self._probe: Probe | None = None
-        self._cut_tunnels: IDelayedCall | None = None
+        self._stagger = Stagger(self, plane.clock)
         self._expiry: IDelayedCall | None = None
         self._was_drained = False
         self._define(desired.site)
@@ -78,14 +79,14 @@ class LiveSite:
             self.gate.close()
 
     def close(self) -> None:
-        """The site is gone: refuse what is held, let the rest finish."""
+        """The site is gone: refuse what is held, let what is in flight finish, part tunnels."""
         self._was_drained = False
         self.gate.close()
         self._stop_probe()
-        for call in (self._cut_tunnels, self._expiry):
-            if call is not None:
-                call.cancel()
-        self._cut_tunnels = self._expiry = None
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        self._stagger.start(self.site.drain.tunnels)
         for name in list(self.backends):
             self._drop(name)
 
@@ -142,7 +143,7 @@ class LiveSite:
             self.closed = 0
             self._was_drained = False
             self.gate.hold()
-            self._time_tunnels()
+            self._stagger.start(self.site.drain.tunnels)
         elif self.gate.refusing:
             self.gate.hold()
         if self._probe is not None:
@@ -174,31 +175,41 @@ class LiveSite:
     def _refuse(self) -> None:
         self.gate.refuse("the pause has outlived its deadline; resume or pause the site again")
 
-    def _time_tunnels(self) -> None:
-        if self._cut_tunnels is None and any(live.tunnels for live in self._all()):
-            self._cut_tunnels = self.plane.reactor.callLater(
-                self.site.drain.tunnels, self.close_tunnels
-            )
-
     def _open(self) -> None:
-        if self._cut_tunnels is not None:
-            self._cut_tunnels.cancel()
-            self._cut_tunnels = None
+        self._stagger.stop()
         if self.gate.holding:
             # What was unreachable before the hold may not be any more.
             self._stop_probe()
             self.gate.reachable()
             self.gate.open()
 
+    def all_tunnels(self) -> list[Tunnel]:
+        """What has been upgraded, here and at those it follows."""
+        return [tunnel for live in self._all() for tunnel in live.tunnels]
+
+    def tunnel_opened(self, tunnel: Tunnel, *, bypass: bool) -> None:
+        """A request has led to a tunnel.
+
+        :param bypass: it was let by: the operator's own, who may try the new place with it.
+        """
+        self.tunnels.add(tunnel)
+        if self.gate.holding and not bypass:
+            self._stagger.start(self.site.drain.tunnels)
+
+    def part_tunnels(self, deadline: float) -> None:
+        """The proxy stops: tell those that can be told; the rest may stay until the deadline.
+
+        :param deadline: seconds after which everything is closed.
+        """
+        self._stagger.start(min(self.site.drain.tunnels, deadline), deadline)
+
     def close_tunnels(self) -> int:
-        """Close what has been upgraded; return how many there were."""
-        if self._cut_tunnels is not None and self._cut_tunnels.active():
-            self._cut_tunnels.cancel()
-        self._cut_tunnels = None
-        tunnels = [tunnel for live in self._all() for tunnel in live.tunnels]
-        self.closed += len(tunnels)
+        """Close what has been upgraded now; return how many there were."""
+        self._stagger.stop()
+        tunnels = self.all_tunnels()
         for tunnel in tunnels:
-            tunnel.close()
+            self.closed += not tunnel.parting
+            tunnel.cut()
         return len(tunnels)
 
     def cut(self) -> int:
@@ -237,7 +248,6 @@ class LiveSite:
     def _gate_idle(self) -> None:
         if self.backend is not None:
             self.backend.close_idle()
-        self._time_tunnels()  # of those that were switched while the gate was draining
         self.check_drained()
 
     def observed(self) -> Observed:
