@@ -34,6 +34,7 @@ class ScriptedAuthority(Resource):
         self.keepers: list[Keeper] = []
         self._says: dict[str, Say] = {}
         self._hanging: list[Any] = []
+        self.bad_nonces = 0  # so many requests are refused for their nonce
         self._nonces = 0
         self.say("newNonce", 200, b"")
         self.say("newAccount", 201, b'{"status": "valid"}', {"Location": "http://a/account/1"})
@@ -100,6 +101,10 @@ class ScriptedAuthority(Resource):
         request.setHeader("Replay-Nonce", f"nonce{self._nonces:03}")
         request.setHeader("Content-Type", "application/json")
         request.setHeader("Connection", "close")
+        if request.method == b"POST" and self.bad_nonces:
+            self.bad_nonces -= 1
+            request.setResponseCode(400)
+            return b'{"type": "urn:ietf:params:acme:error:badNonce", "detail": "stale"}'
         return self._says[what](request)
 
     # Who asks

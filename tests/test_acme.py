@@ -396,6 +396,16 @@ async def test_a_url_that_is_no_directory_is_told(
     assert says in error
 
 
+@pytest.mark.parametrize(("bad", "says"), [(9, "not you (unauthorized)"), (10, "stale (badNonce)")])
+@twisted_test
+async def test_nonces_are_refused_for_a_while(
+    scripted: ScriptedAuthority, bad: int, says: str
+) -> None:
+    """A request whose nonce is refused is repeated with another, but not for ever."""
+    scripted.bad_nonces = bad
+    assert says in await waits(scripted.keeper(a_site()))
+
+
 @twisted_test
 async def test_an_error_is_told_loudly_once(
     scripted: ScriptedAuthority, told: Callable[[], list[str]]

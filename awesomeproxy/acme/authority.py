@@ -33,7 +33,7 @@ from awesomeproxy.model import Acme
 
 NETWORK = 20  # seconds for a connection, and between the bytes of an answer
 ISSUE = 90.0  # seconds the authority may take to issue what has been proved
-NONCES = 8  # refused one after the other, until it is no accident
+ROUNDS = 5  # of two nonces each, that may all be refused by accident
 
 
 class Network(ClientNetwork):
@@ -47,8 +47,8 @@ class Network(ClientNetwork):
         self.session.hooks["response"].append(self._came)
 
     def post(self, *args: Any, **kwargs: Any) -> Response:
-        """As the library does, but for more than two nonces."""
-        for _ in range(NONCES):
+        """As the library does, which is content with two nonces, several times."""
+        for _ in range(ROUNDS - 1):
             try:
                 return super().post(*args, **kwargs)
             except messages.Error as error:

@@ -40,6 +40,9 @@ log = Logger()
 PACE = 3600.0  # seconds between looks, at the most: the time of day may be set meanwhile
 JITTER = 0.1  # of a wait, added at random: nodes that start together shall not stay together
 NO_AUTHORITY = "nothing says who issues certificates; add an [acme] table to the configuration"
+STILL_DUE = (
+    "what was issued is for other hosts, or about to end; see that this machine's clock is right"
+)
 NO_LIBRARY = "certificates need the acme library; pip install 'awesomeproxy[acme]'"
 
 
@@ -259,12 +262,18 @@ class Keeper:
             log.failure("{site}: the order of a certificate has failed", site=name)
             self._failed(name, want, AcmeError(f"{type(error).__name__}: {error}"))
         else:
-            self._common.clear()
+            self._took(name, want)
+
+    def _took(self, name: str, want: Want) -> None:
+        self._common.clear()
+        if self._due(want):  # to order the next at once would go on for ever
+            self._failed(name, want, AcmeError(STILL_DUE))
+        else:
             want.trouble.clear()
             log.info(
-                "{site}: there is a certificate for {hosts}", site=name, hosts=", ".join(want.hosts)
+                "{site}: has a certificate for {hosts}", site=name, hosts=", ".join(want.hosts)
             )
-            self._on_issued(name)
+        self._on_issued(name)
 
     def _failed(self, name: str, want: Want, error: AcmeError) -> None:
         told = (want.trouble.error, self._common.error)
