@@ -365,6 +365,10 @@ async def test_a_held_site_gets_its_certificate(stage: AcmeStage, daemons: Stage
     assert kept.hosts == {"blog.test"}
     await daemon.ask("resume", site="blog")
     assert (await held).status == 200
+    listed = await daemon.ask("certificates")
+    assert [one["names"] for one in listed["certificates"]] == [["blog.test"]]
+    assert [one["site"] for one in listed["acme"]] == ["blog"]
+    assert "blog  valid  " in (await daemon.command("certificates")).out
     assert "PRIVATE KEY" not in daemon.log
 
 
@@ -384,6 +388,29 @@ async def test_status_tells_who_has_no_certificate(stage: AcmeStage, daemons: St
         " Connection refused; next try in "
     ) in shown
     assert (await daemon.get("/")).status == 200
+    shown = (await daemon.command("certificates")).out
+    assert "blog  waiting  " in shown
+    assert "Connection refused" in shown
+
+
+@twisted_test
+async def test_a_certificate_that_will_be_renewed_is_no_warning(
+    stage: AcmeStage, daemons: Stage
+) -> None:
+    """One that lives for a few days is about to expire all the time."""
+    stage.pebble.validity = 6 * 86400
+    daemon = daemons.daemon()
+    stage.pebble.http = daemon.port
+    await stage.pebble.start()
+    one = daemons.origin("one")
+    daemon.configure(site("blog", one, more="tls.acme = true"), table(stage))
+    await daemon.start()
+
+    async def certificates() -> bool:
+        return bool((await daemon.ask("status"))["node"]["certificates"]["count"])
+
+    await until_async(certificates)
+    assert (await daemon.ask("status"))["node"]["certificates"]["expiring"] == []
 
 
 @twisted_test

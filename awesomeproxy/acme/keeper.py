@@ -189,6 +189,14 @@ class Keeper:
             want.trouble.failures,
         )
 
+    def renewed(self) -> set[str]:
+        """The files of those certificates that will be renewed in time, as far as we know."""
+        return {
+            str(self.store.file(status.site))
+            for status in self.statuses()
+            if not status.troubled and self._acme is not None
+        }
+
     # What is due
 
     def _renewal(self, want: Want) -> float:

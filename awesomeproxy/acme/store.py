@@ -98,12 +98,16 @@ class Store:
 
     # Certificates
 
+    def file(self, site: str) -> Path:
+        """Where the certificate of a site is, if there is one."""
+        return self.certificates / _name(site)
+
     def certificate(self, site: str) -> Certificate | None:
         """What there is for a site; one that had been retired is in use again.
 
         :raise AcmeError: there is one, but it cannot be read.
         """
-        path = self.certificates / _name(site)
+        path = self.file(site)
         try:
             if not path.exists():
                 with suppress(FileNotFoundError):
@@ -124,14 +128,14 @@ class Store:
             text = to_pem(directory, chain, key)
         except _UNUSABLE as error:
             raise AcmeError(f"what the authority has issued cannot be used: {error}") from None
-        self._write(self.certificates / _name(site), text)
+        self._write(self.file(site), text)
         return from_pem(text)
 
     def retire(self, site: str) -> None:
         """Take a site's certificate out of use."""
         with suppress(FileNotFoundError):  # there is none
             self._retired.mkdir(mode=0o700, exist_ok=True)
-            (self.certificates / _name(site)).rename(self._retired / _name(site))
+            self.file(site).rename(self._retired / _name(site))
 
     def tidy(self, sites: Collection[str], now: float) -> None:
         """Retire the certificates of all but ``sites``; remove what nobody will need again.

@@ -130,10 +130,12 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
 
 def _certificates(node: Node) -> dict[str, Any]:
     certificates = node.certifying.certificates
+    expiring = certificates.expiring(time.time(), EXPIRES_SOON)
+    renewed = node.keeper.renewed()  # even those that live for a week only are no news then
     return {
         "count": len(certificates),
         "problems": list(certificates.problems),
-        "expiring": certificates.expiring(time.time(), EXPIRES_SOON),
+        "expiring": [one for one in expiring if one["source"] not in renewed],
     }
 
 
@@ -319,8 +321,11 @@ async def watch(node: Node, call: Call, site: str | None = None) -> None:
 
 @table.command("certificates")
 async def certificates(node: Node, call: Call) -> Mapping[str, Any]:
-    """Every certificate that was found, whether it can be used or not."""
-    return {"certificates": node.certifying.certificates.listing()}
+    """Every certificate that was found, usable or not, and how it stands with those issued."""
+    return {
+        "certificates": node.certifying.certificates.listing(),
+        "acme": [status.as_json() for status in node.keeper.statuses()],
+    }
 
 
 # Definitions

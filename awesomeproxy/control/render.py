@@ -41,6 +41,7 @@ _HISTORY = (
     "REASON",
 )
 _CERTIFICATES = ("NAMES", "EXPIRES", "SOURCE", "PROBLEM")
+_ISSUED = ("SITE", "STATE", "NEXT LOOK", "ERROR")
 _OUTCOMES = ("held", "released", "departed", "refused", "retried", "ambiguous", "failed")
 
 
@@ -245,7 +246,17 @@ def reloaded(result: Json, style: Style) -> str:
 
 def certificates(result: Json, style: Style) -> str:
     """Every certificate: what for, until when, from which file, and what is wrong."""
-    found = result.get("certificates", [])
+    found, issued = result.get("certificates", []), result.get("acme", [])
+    tables = [_found(found, style)] if found or not issued else []
+    if issued:
+        rows = [
+            (one["site"], one["state"], _moment(one["next_look"]), one["error"]) for one in issued
+        ]
+        tables.append(table(_ISSUED, rows, style, states=["STATE"]))
+    return "\n\n".join(tables)
+
+
+def _found(found: list[Json], style: Style) -> str:
     if not found:
         return "no certificates"
     rows = [
