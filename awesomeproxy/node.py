@@ -339,7 +339,7 @@ class Node:
         host = site.hosts[0].removeprefix("*.")
         servers = self.plane.sites[site.name].backends[backend].servers
         results = await DeferredList(
-            [check(self.reactor, server, asked.health, host, timeout) for server in servers],
+            [check(self.plane, server, asked.health, host, timeout) for server in servers],
             consumeErrors=True,
         )
         if not any(success for success, _ in results):

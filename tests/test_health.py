@@ -73,7 +73,7 @@ def live(server: Server) -> LiveServer:
 async def ask(s: Stage, server: Server, health: HealthCheck | None = CHECK) -> str:
     """Why a server is unwell, or nothing."""
     try:
-        await check(s.time, live(server), health, "blog.example", 1.0)
+        await check(s.plane, live(server), health, "blog.example", 1.0)
     except Unwell as why:
         return str(why)
     return ""
@@ -122,7 +122,7 @@ async def gone(wire: Wire) -> None:
 @twisted_test
 async def test_a_check_that_is_not_answered_in_time_fails(script: Any) -> None:
     async with stage(script) as s:
-        result = check(s.time, live(s.origin.server), CHECK, "h", 1.0)
+        result = check(s.plane, live(s.origin.server), CHECK, "h", 1.0)
         await eventually(lambda: s.origin.received)
         await s.pass_time(1.25)
         with pytest.raises(Unwell, match="within 1 s"):
@@ -145,7 +145,7 @@ async def test_a_check_that_is_cancelled_says_nothing_to_the_server(
     health: HealthCheck | None,
 ) -> None:
     async with stage() as s:
-        result = check(s.time, live(s.origin.server), health, "h", 1.0)
+        result = check(s.plane, live(s.origin.server), health, "h", 1.0)
         result.cancel()
         with pytest.raises(Unwell):
             await result
@@ -158,7 +158,7 @@ async def test_a_server_may_have_a_name() -> None:
     origin = Origin(answering).listen()
     async with stage() as s:
         server = Server(f"http://localhost:{origin.number}", "http", "localhost", origin.number)
-        result = check(s.time, live(server), CHECK, "h", 5.0)
+        result = check(s.plane, live(server), CHECK, "h", 5.0)
         await s.resolving(lambda: result.called)
         await result
     await origin.refuse()

@@ -11,5 +11,8 @@ class Arrival:
 
     address: str  # without a port; "unix" for one that has none
     port: int = 0
+    local: str = ""  # the address that it has come to ...
+    local_port: int = 0  # ... and the port
     tls: bool = False
     server_name: str = ""  # the name its TLS handshake has asked for (RFC 6066), in lower case
+    counted: bool = False  # among the connections of its address

@@ -16,8 +16,8 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IAddress, IPushProducer
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -29,7 +29,7 @@ from awesomeproxy.proxy.fields import Field
 from awesomeproxy.proxy.heads import Origin, added, chunk, interim_head, last_chunk, response_head
 from awesomeproxy.proxy.interfaces import IClient, IVisitor
 from awesomeproxy.proxy.reception import receive
-from awesomeproxy.proxy.requests import Request, RequestParser
+from awesomeproxy.proxy.requests import Refusal, Request, RequestParser
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.sweep import NEVER
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 LINGER = 2.0  # seconds that a client may go on sending what nobody reads any more
 ROOM = 256 * 1024  # bytes of answers that a client may leave untaken and still be answered
-TURNED_AWAY = 256  # clients more than there may be, who are told so
+TOO_MANY = Refusal(503, "The proxy carries as many connections as it may.")
 LOOK_AGAIN = 1.0  # seconds between looks whether a held client is still there
 
 
@@ -49,13 +49,21 @@ class ClientConnection(Protocol):
 
     transport: Any
 
-    def __init__(self, plane: Plane, listen: Listen, arrival: Arrival | None = None) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        listen: Listen,
+        arrival: Arrival | None = None,
+        turned_away: Refusal | None = None,
+    ) -> None:
         """
         :param arrival: what has been learnt of the client already; None: ask the transport.
+        :param turned_away: what it is told at once, for another reason than what it asks.
         """
         self.plane = plane
         self.listen = listen
         self.arrival = arrival
+        self._turned_away = turned_away
         self.parser = RequestParser(listen)
         self.exchange: Exchange | None = None
         self.address = ""
@@ -82,17 +90,25 @@ class ClientConnection(Protocol):
             address = getattr(peer, "host", "unix").removeprefix("::ffff:")
             if address != "unix":
                 self.transport.setTcpNoDelay(True)
-            self.arrival = Arrival(address, getattr(peer, "port", 0))
+            host = self.transport.getHost()
+            local = getattr(host, "host", "").removeprefix("::ffff:")
+            port = getattr(host, "port", 0)
+            self.arrival = Arrival(address, getattr(peer, "port", 0), local, port)
         self.address = self.arrival.address
         self.origin = self.plane.origin(self.arrival, self.listen)
         self.deadline = self.plane.seconds() + self.listen.timeouts.head
         plane = self.plane
         plane.client_came(self)
-        if len(plane.clients) > plane.max_connections:
-            self._refuse(503, "The proxy carries as many connections as it may.")
+        refusal = self._turned_away
+        if refusal is None and len(plane.clients) > plane.max_connections:
+            refusal = TOO_MANY
+        if refusal is not None:
+            self._refuse(refusal.status, refusal.reason)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client has gone, or was sent away."""
+        if self.arrival is not None and self.arrival.counted:
+            self.plane.visits.leave(self.address)
         self.plane.client_left(self)
         exchange, self.exchange = self.exchange, None
         if self._tunnel is not None:
@@ -520,22 +536,3 @@ def waits_to_be_read(sock: socket.socket) -> bool:
         return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:
         return False
-
-
-class ClientFactory(Factory):
-    """Makes the connections of one listener."""
-
-    noisy = False
-
-    def __init__(self, plane: Plane, listen: Listen) -> None:
-        self._plane = plane
-        self.listen = listen
-
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
-        """A connection has come in."""
-        plane = self._plane
-        if len(plane.clients) >= plane.max_connections + TURNED_AWAY:
-            return None  # which closes it
-        if plane.sockets >= plane.max_sockets * 9 // 10:
-            return None  # the last are for servers
-        return ClientConnection(plane, self.listen)

@@ -1,20 +1,37 @@
-"""Opening connections to servers, whatever their addresses are.
+"""Opening connections to servers, whatever their addresses are and whatever comes first.
 
 A server that is named by a number is called directly; of one that has a name, all
-addresses are tried, of either family (RFC 8305).
+addresses are tried, of either family (RFC 8305).  A PROXY header may have to be sent, and
+a TLS handshake to be done, in which the server proves who it is.  Only when all of that
+is over does a protocol get its connection; what fails before, fails with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.interfaces import IAddress, IConnector
-from twisted.internet.protocol import ClientFactory, Protocol
+from twisted.internet.error import ConnectError, UserError
+from twisted.internet.interfaces import IAddress, IConnector, IDelayedCall
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from awesomeproxy.model import Server
+from awesomeproxy.proxy.secure import HandshakeFailed, reason
+from awesomeproxy.tls.verifying import Unverified, verify_peer
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """How the TLS handshake with a server is done."""
+
+    context: SSL.Context
+    name: str  # what its certificate must be for; empty: it is not looked at
+    sni: bytes | None  # what it is asked for
+    http2: bool  # whether it has to agree to HTTP/2
 
 
 def dial(
@@ -23,22 +40,142 @@ def dial(
     protocol: Protocol,
     failed: Callable[[Failure], object],
     timeout: float,
+    *,
+    handshake: Handshake | None = None,
+    preface: bytes = b"",
 ) -> Callable[[], object]:
     """Connect ``protocol`` to ``server``.
 
+    :param reactor: an eager one, if there is a handshake to do.
     :param failed: called if that cannot be done, or is called off.
     :param timeout: seconds.
+    :param preface: sent before all else.
     :return: calls it off, while ``protocol`` is not connected.
     """
-    factory = _Factory(protocol, failed)
+    first: Protocol = protocol
+    calling = None
+    if handshake is not None or preface:
+        calling = first = _Calling(reactor, protocol, failed, timeout, handshake, preface)
+    factory = _Factory(first, calling.failed if calling is not None else failed)
+    call_off: Callable[[], object]
     if server.scheme == "unix":
-        connector = reactor.connectUNIX(server.path, factory, timeout=timeout)
-        return connector.disconnect  # type: ignore[no-any-return]
-    if ":" in server.host or server.host.replace(".", "").isdigit():
+        call_off = reactor.connectUNIX(server.path, factory, timeout=timeout).disconnect
+    elif ":" in server.host or server.host.replace(".", "").isdigit():
         connector = reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
-        return connector.disconnect  # type: ignore[no-any-return]
-    endpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
-    return endpoint.connect(factory).addErrback(failed).cancel
+        call_off = connector.disconnect
+    else:
+        endpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
+        call_off = endpoint.connect(factory).addErrback(factory.failed).cancel
+    if calling is None:
+        return call_off
+    calling.call_off_connecting = call_off
+    return calling.call_off
+
+
+class _Calling(Protocol):
+    """Stands for a protocol until the server is known to be who it should be."""
+
+    transport: Any
+
+    def __init__(
+        self,
+        reactor: Any,
+        protocol: Protocol,
+        failed: Callable[[Failure], object],
+        timeout: float,
+        handshake: Handshake | None,
+        preface: bytes,
+    ) -> None:
+        self._protocol = protocol
+        self._failed: Callable[[Failure], object] | None = failed
+        self._handshake = handshake
+        self._preface = preface
+        self._tls: SSL.Connection | None = None
+        self._timeout = timeout
+        self._late: IDelayedCall | None = None
+        if handshake is not None:
+            self._late = reactor.callLater(timeout, self._too_late)
+        self.call_off_connecting: Callable[[], object] | None = None
+
+    def connectionMade(self) -> None:
+        """The server's kernel has taken the connection."""
+        self.call_off_connecting = None
+        if self._failed is None:
+            self.transport.abortConnection()
+            return
+        if self._preface:
+            self.transport.write(self._preface)
+        handshake = self._handshake
+        if handshake is None:
+            self._hand_over()
+            return
+        self._tls = SSL.Connection(handshake.context, self.transport.socket)
+        if handshake.sni is not None:
+            self._tls.set_tlsext_host_name(handshake.sni)
+        self._tls.set_connect_state()
+        self.transport.setTcpNoDelay(True)
+        self.transport.secure(self._tls, self._shaken)
+
+    def _shaken(self) -> None:
+        """The handshake is done: is it whom we have called?"""
+        handshake, tls = self._handshake, self._tls
+        assert handshake is not None
+        assert tls is not None
+        try:
+            if handshake.name:
+                verify_peer(tls, handshake.name)
+            if handshake.http2 and tls.get_alpn_proto_negotiated() != b"h2":
+                raise Unverified("it does not speak HTTP/2; write https:// instead of h2://")
+        except Unverified as fault:
+            self._fail(reason(fault))
+            self.transport.abortConnection()
+        else:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        self._end()
+        self._failed = None
+        self.transport.protocol = self._protocol
+        self._protocol.makeConnection(self.transport)  # type: ignore[no-untyped-call]
+
+    def _too_late(self) -> None:
+        self._late = None
+        if self.call_off_connecting is not None:
+            self.call_off_connecting()
+        else:
+            self._fail(f"the TLS handshake has taken more than {self._timeout:g} s")
+            self.transport.abortConnection()
+
+    def connectionLost(self, why: Failure = connectionDone) -> None:
+        """It was closed before it came to that."""
+        if isinstance(why.value, HandshakeFailed):
+            self._fail(str(why.value))
+        else:
+            self._fail("it closed the connection during the TLS handshake")
+
+    def call_off(self) -> None:
+        """Nobody wants it any more."""
+        if self.call_off_connecting is not None:
+            self.call_off_connecting()
+        elif self._failed is not None:
+            self.failed(Failure(UserError()))  # type: ignore[no-untyped-call]
+            self.transport.abortConnection()
+
+    def _fail(self, why: str) -> None:
+        self.failed(Failure(ConnectError(string=why)))  # type: ignore[no-untyped-call]
+
+    def failed(self, why: Failure) -> None:
+        """It cannot be had."""
+        self._end()
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            failed(why)
+
+    def _end(self) -> None:
+        self._tls = None
+        late, self._late = self._late, None
+        if late is not None:
+            late.cancel()
 
 
 class _Factory(ClientFactory):
@@ -46,10 +183,10 @@ class _Factory(ClientFactory):
 
     def __init__(self, protocol: Protocol, failed: Callable[[Failure], object]) -> None:
         self._protocol = protocol
-        self._failed = failed
+        self.failed = failed
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         return self._protocol
 
-    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
-        self._failed(reason)
+    def clientConnectionFailed(self, connector: IConnector, why: Failure) -> None:
+        self.failed(why)

@@ -450,6 +450,8 @@ class Exchange:
     def break_off(self, connection: ICarrier) -> None:
         """Its site is held and waits no longer: what can be sent again waits, the rest ends."""
         if self.client is None:
+            if not self.request.idempotent:
+                self.site.ambiguous += 1  # though nobody is left to be told
             self.cut(connection)
         elif self.head_sent:
             self._truncate(connection)

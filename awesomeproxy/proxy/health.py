@@ -28,6 +28,7 @@ from awesomeproxy.proxy.responses import MAX_HEAD, BadResponse, ResponseParser
 from awesomeproxy.proxy.servers import LiveServer
 
 if TYPE_CHECKING:
+    from awesomeproxy.proxy.plane import Plane
     from awesomeproxy.proxy.site import LiveSite
 
 AGENT = b"awesomeproxy-health-check"
@@ -129,7 +130,7 @@ class _Http2Check(_Check):
 
 
 def check(
-    reactor: Any, server: LiveServer, health: HealthCheck | None, host: str, timeout: float
+    plane: Plane, server: LiveServer, health: HealthCheck | None, host: str, timeout: float
 ) -> Deferred[None]:
     """Ask ``server`` once; without ``health``, only whether it takes a connection.
 
@@ -158,8 +159,8 @@ def check(
             AGENT,
         )
         protocol = _Check(request if path else b"", status, result)
-    protocol.call_off = server.dial(reactor, protocol, protocol.failed, timeout)
-    late = reactor.callLater(
+    protocol.call_off = server.dial(plane, protocol, protocol.failed, timeout)
+    late = plane.reactor.callLater(
         timeout, protocol.end, Unwell(f"it did not answer within {timeout:g} s")
     )
 
@@ -210,7 +211,7 @@ class Checks:
             self._schedule(self._health.interval)
             return
         self._running = check(
-            self._site.plane.reactor,
+            self._site.plane,
             self._server,
             self._health,
             self._site.host,
@@ -264,7 +265,7 @@ class Probe:
         backend = site.backend
         for server in backend.servers if backend is not None else ():
             if server.healthy:
-                deferred = check(site.plane.reactor, server, None, site.host, KNOCK_TIMEOUT)
+                deferred = check(site.plane, server, None, site.host, KNOCK_TIMEOUT)
                 self._running.append(deferred)
                 deferred.addCallbacks(
                     self._answered,

@@ -120,6 +120,8 @@ class Http2Connection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client has gone, or was sent away."""
+        if self.arrival.counted:
+            self.plane.visits.leave(self.address)
         self.plane.client_left(self)
         for stream in list(self._streams.values()):
             stream.gone()

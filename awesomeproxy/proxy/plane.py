@@ -23,8 +23,8 @@ from awesomeproxy.happenings import Once
 from awesomeproxy.model import Desired, Listen, Observed, Outcome
 from awesomeproxy.proxy.accesslog import AccessLog
 from awesomeproxy.proxy.arrival import Arrival
-from awesomeproxy.proxy.client import ClientFactory
 from awesomeproxy.proxy.clock import SteadyClock
+from awesomeproxy.proxy.doorstep import ClientFactory, Visits
 from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin, RequestIds
 from awesomeproxy.proxy.interfaces import IServerLink, IVisitor
@@ -34,6 +34,7 @@ from awesomeproxy.proxy.site import LiveSite
 from awesomeproxy.proxy.sweep import Sweep
 from awesomeproxy.proxy.transport import eager
 from awesomeproxy.tls.certificates import Certificates
+from awesomeproxy.tls.verifying import ClientContexts
 
 
 class Plane:
@@ -82,6 +83,10 @@ class Plane:
         self.sites: dict[str, LiveSite] = {}
         self._removed: dict[str, LiveSite] = {}  # while something of them is in flight
         self.clients: set[IVisitor] = set()
+        self.contexts = ClientContexts()  # for servers
+        self.visits = Visits()
+        self.handshakes = 0
+        self.handshakes_failed = 0
         self.links: set[IServerLink] = set()
         self.challenges: dict[bytes, bytes] = {}  # target -> what proves a name to be ours
         self.https_port = 443  # where those are sent who shall come with TLS

@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from OpenSSL import SSL
 from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
 from awesomeproxy.model import Backend, Server
-from awesomeproxy.proxy.dial import dial
+from awesomeproxy.proxy.dial import Handshake, dial
+from awesomeproxy.proxy.proxyprotocol import Ends, header
+from awesomeproxy.tls.pairs import PairError
+from awesomeproxy.tls.verifying import identity, server_name
 
 if TYPE_CHECKING:
+    from awesomeproxy.proxy.plane import Plane
     from awesomeproxy.proxy.session import ServerSession
     from awesomeproxy.proxy.upstream import ServerConnection
 
@@ -60,13 +65,41 @@ class LiveServer:
 
     def dial(
         self,
-        reactor: Any,
+        plane: Plane,
         protocol: Protocol,
         failed: Callable[[Failure], object],
         timeout: float,
+        ends: Ends | None = None,
     ) -> Callable[[], object]:
-        """Open a connection; see :func:`awesomeproxy.proxy.dial.dial`."""
-        return dial(reactor, self.server, protocol, failed, timeout)
+        """Open a connection; see :func:`awesomeproxy.proxy.dial.dial`.
+
+        :param ends: of the client's connection, for a server that wants to be told.
+        """
+        config = self.backend.config
+        preface = header(config.send_proxy, ends) if config.send_proxy else b""
+        if not self.server.tls:
+            return dial(plane.eager, self.server, protocol, failed, timeout, preface=preface)
+        try:
+            context = plane.contexts.get(config, self.server)
+        except (PairError, SSL.Error) as problem:
+            failed(Failure(problem))  # type: ignore[no-untyped-call]
+            return lambda: None
+        tls = config.tls
+        handshake = Handshake(
+            context,
+            identity(tls, self.server) if tls.verify else "",
+            server_name(tls, self.server),
+            self.server.http2,
+        )
+        return dial(
+            plane.eager,
+            self.server,
+            protocol,
+            failed,
+            timeout,
+            handshake=handshake,
+            preface=preface,
+        )
 
     def usable(self, now: float) -> bool:
         """Whether it should be given requests."""

@@ -366,7 +366,7 @@ class ServerSession(Protocol):
             self._failed(no_file())
             return
         plane.links.add(self)
-        self._call_off = self.server.dial(plane.eager, self, self._failed, timeout)
+        self._call_off = self.server.dial(plane, self, self._failed, timeout)
 
     def connectionMade(self) -> None:
         """It is open."""

@@ -8,7 +8,9 @@ the reactor finds the fault at its next turn, where losing a connection is safe.
 
 :func:`eager` wraps a reactor so that endpoints made with it build such
 transports, and that their events come through a :mod:`~awesomeproxy.proxy.hub`;
-everything else about them is Twisted's own.
+everything else about them is Twisted's own.  Each can begin to speak TLS at any time
+(:meth:`EagerWrites.secure`); it becomes one of another class then, so that those that
+never do are none the slower.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from __future__ import annotations
 # Twisted's own transports are largely untyped.
 # mypy: disable-error-code="no-untyped-call, override, arg-type"
 import socket
+from collections.abc import Callable
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from zope.interface import directlyProvides, providedBy
 
 from awesomeproxy.proxy.hub import Hub
+from awesomeproxy.proxy.secure import Secure
 
 READ_AT_MOST = 64 * 1024  # bytes in one go
 
@@ -41,6 +46,29 @@ class EagerWrites:
     _tempDataLen: int
     _writeDisconnected: bool
     _aborting: bool
+    _secured: type[Secure]  # what it becomes with TLS
+
+    def secure(self, tls: SSL.Connection, done: Callable[[], object]) -> None:
+        """Speak TLS from here on; nothing may have been written that is not sent.
+
+        :param tls: on this connection's socket, in either role.
+        :param done: called when the handshake is.  Until then nothing may be written; if it
+            fails, the connection is lost, and the reason is a :exc:`HandshakeFailed`.
+        """
+        self.__class__ = self._secured  # type: ignore[assignment]
+        self.begin(tls, done)  # type: ignore[attr-defined]
+
+    def look(self, looker: Callable[[], Any] | None) -> None:
+        """Call ``looker`` whenever something has come, instead of reading it.
+
+        It returns None, or why the connection is lost.
+
+        :param looker: None: read what comes again.
+        """
+        if looker is not None:
+            self.doRead = looker  # type: ignore[method-assign]
+        elif not self._aborting:
+            del self.doRead
 
     def write(self, data: bytes) -> None:
         """Send ``data`` now as far as the kernel takes it; queue the rest."""
@@ -84,6 +112,20 @@ class EagerClient(EagerWrites, tcp.Client):
     """A TCP connection that we opened."""
 
 
+class SecureServer(Secure, EagerServer):
+    """An accepted TCP connection that speaks TLS."""
+
+
+class SecureClient(Secure, EagerClient):
+    """A TCP connection that we opened, and that speaks TLS."""
+
+    speaks_first = True
+
+
+EagerServer._secured = SecureServer
+EagerClient._secured = SecureClient
+
+
 class EagerPort(tcp.Port):
     """A listening TCP socket."""
 
@@ -103,6 +145,13 @@ class EagerUNIXServer(EagerWrites, unix.Server):
 
 class EagerUNIXClient(EagerWrites, unix.Client):
     """A Unix connection that we opened."""
+
+
+class SecureUNIXServer(Secure, EagerUNIXServer):
+    """An accepted Unix connection that speaks TLS."""
+
+
+EagerUNIXServer._secured = SecureUNIXServer
 
 
 class EagerUNIXPort(unix.Port):

@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from awesomeproxy.proxy.heads import Origin, chunk, last_chunk, request_head
 from awesomeproxy.proxy.interfaces import ICarrier, IClient, IServerLink
+from awesomeproxy.proxy.proxyprotocol import Ends
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.responses import BadResponse, Response, ResponseParser
 from awesomeproxy.proxy.servers import LiveServer, is_silent
@@ -90,7 +91,11 @@ class ServerConnection(Protocol):
             self._failed(no_file())
             return
         plane.links.add(self)
-        self._call_off = self.server.dial(plane.eager, self, self._failed, timeout)
+        ends = None
+        if self.exchange is not None and self.exchange.client is not None:
+            arrival = self.exchange.client.arrival
+            ends = Ends(arrival.address, arrival.port, arrival.local, arrival.local_port)
+        self._call_off = self.server.dial(plane, self, self._failed, timeout, ends)
 
     def connectionMade(self) -> None:
         """The server's kernel has taken the connection."""
@@ -191,7 +196,9 @@ class ServerConnection(Protocol):
         server = self.server
         server.busy -= 1
         config = server.backend.config
-        if server.backend.retired or self.site.gate.holding or len(server.idle) >= config.max_idle:
+        full = len(server.idle) >= config.max_idle
+        # A PROXY header makes a connection one of that client alone.
+        if server.backend.retired or self.site.gate.holding or full or config.send_proxy:
             self.close()
             return
         patience = config.idle_timeout
