@@ -54,6 +54,7 @@ class Secure(tcp.Connection):
     """Mixed into a Twisted connection, in front of all else that reads or writes its socket."""
 
     _tempDataLen: int
+    unsent: int
     tls: Any = None  # an SSL.Connection, until the connection is lost
     speaks_first = False  # a client begins the handshake
     _done: Callable[[], object] | None = None  # while the handshake is going on
@@ -111,7 +112,6 @@ class Secure(tcp.Connection):
             self.startWriting()
             self._stuck = True
         except SSL.ZeroReturnError:
-            self._say_goodbye()  # in turn (RFC 5246, section 7.2.1)
             why = CONNECTION_DONE
         except SSL.SysCallError:
             why = CONNECTION_LOST  # also if there is no goodbye before the end
@@ -119,8 +119,11 @@ class Secure(tcp.Connection):
             why = TlsFailed(reason(problem))
         if data:
             self.protocol.dataReceived(b"".join((data, *rest)) if rest else data)
-            if self.disconnecting:
-                return None  # what it had to say to that is sent first
+            if self.disconnecting or self._aborting:
+                return None  # it is about to end as the protocol wants it
+        if why is CONNECTION_DONE and self.connected and self.producer is None and not self.unsent:
+            # In turn (RFC 5246, section 7.2.1), but what is cut off must not look complete.
+            self._say_goodbye()
         return why
 
     def stopReading(self) -> None:
