@@ -34,7 +34,7 @@ from awesomeproxy.tls.accepting import Accepted
 if TYPE_CHECKING:
     from awesomeproxy.proxy.plane import Plane
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
+PREFACE = b"PRI * HTTP/2.0\r\n"  # as far as HTTP/1.1 reads it (RFC 9113, section 3.4)
 PEEK = 8192  # bytes that are looked at: the longest PROXY header has fewer
 TURNED_AWAY = 256  # clients more than there may be, who are told so
 TOO_MANY_OF_ONE = Refusal(429, "There are too many connections from this address.")

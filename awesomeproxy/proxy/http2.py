@@ -141,6 +141,10 @@ class Http2Connection(Protocol):
                 handle = HANDLERS.get(type(event))
                 if handle is not None:
                     handle(self, event)
+            frames = self._h2.frames
+            if frames.idle:
+                self._annoyed(frames.idle)
+                frames.idle = 0
         finally:
             self._receiving = False
         if self._owed >= WINDOW // 2:
@@ -260,7 +264,7 @@ class Http2Connection(Protocol):
     @property
     def incomplete(self) -> int:
         """Bytes that have come of a frame that has not come whole."""
-        return len(self._h2.incoming_buffer._data)
+        return self._h2.frames.incomplete
 
     def ask(self, stream: Stream, size: int) -> None:
         """Let so many bytes more come on a stream."""

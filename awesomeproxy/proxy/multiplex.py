@@ -8,8 +8,7 @@ compresses fields.  Here
 - fields are not judged by the library, which would end the whole connection for one bad
   request and looks at each character in Python; :mod:`awesomeproxy.proxy.messages`
   judges them, and refuses the one stream;
-- frames and field blocks that are too long are refused when that is certain, and not
-  when all of them has been kept in memory.
+- what comes is looked at before, see :mod:`awesomeproxy.proxy.frames`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
-FRAME = 16_384  # bytes of a frame that we take, RFC 9113, section 4.2
+from awesomeproxy.proxy.frames import FRAME, Frames
+
 WINDOW = 65_535  # bytes of a body that may come before they are asked for, section 6.9.2
 HIGHEST = 2**31 - 1  # of the numbers of streams
 
@@ -43,18 +43,6 @@ class _States(H2ConnectionStateMachine):
             for goaway in (ConnectionInputs.SEND_GOAWAY, ConnectionInputs.RECV_GOAWAY)
         },
     }
-
-
-class TooMuch(ProtocolError):
-    """The peer asks for more work or memory than it may."""
-
-    error_code = ErrorCodes.ENHANCE_YOUR_CALM
-
-
-class TooLong(ProtocolError):
-    """A frame is longer than was agreed."""
-
-    error_code = ErrorCodes.FRAME_SIZE_ERROR
 
 
 class Multiplex(H2Connection):
@@ -81,12 +69,9 @@ class Multiplex(H2Connection):
             )
         )
         self.state_machine = _States()
-        self._max_block = max_block
+        self.frames = Frames(preface=not client, max_block=max_block)
         self.local_settings = Settings(client=client, initial_values=settings)
         self.max_inbound_frame_size = FRAME
-        # Streams over the number announced are refused one by one; the library would
-        # end the connection of a client that has not heard of the number yet.
-        self._announced = dict(settings)
 
     def begin(self, window: int) -> bytes:
         """The first bytes to send.
@@ -96,7 +81,9 @@ class Multiplex(H2Connection):
         self.initiate_connection()
         if window > WINDOW:
             self.increment_flow_control_window(window - WINDOW)
-        self.local_settings.max_concurrent_streams = 4 * self.local_settings.max_concurrent_streams
+        # Streams over the number announced are refused one by one; the library would
+        # end the connection of a client that has not heard of the number yet.
+        self.local_settings.max_concurrent_streams = HIGHEST
         self.local_settings.acknowledge()
         return self.data_to_send()
 
@@ -105,21 +92,12 @@ class Multiplex(H2Connection):
 
         :raise ProtocolError: the connection is to end; what says why is ready to be sent.
         """
-        events = super().receive_data(data)
-        # Private, but what it tells -- how much of a frame or of a block of fields is kept --
-        # is told nowhere else.
-        buffer = self.incoming_buffer
-        if len(buffer._data) > FRAME + 9:
-            self._fail(TooLong("A frame is longer than was agreed."))
-        if buffer._headers_buffer and (
-            sum(len(frame.data) for frame in buffer._headers_buffer) > self._max_block
-        ):
-            self._fail(TooMuch("A block of fields is too long."))
-        return events
-
-    def _fail(self, error: ProtocolError) -> None:
-        self._terminate_connection(error.error_code)
-        raise error
+        try:
+            frames = self.frames.feed(data)
+        except ProtocolError as fault:
+            self._terminate_connection(fault.error_code)
+            raise
+        return super().receive_data(frames)
 
     def say_goodbye(self, last: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
         """Send GOAWAY.

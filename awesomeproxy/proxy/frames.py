@@ -1,0 +1,136 @@
+"""Frames of HTTP/2, looked at before the library takes them.  No I/O.
+
+The library takes some things easier than RFC 9113 does, and some it takes only when all of
+them has come.  Here whole frames are let through, and on their way
+
+- a frame that is too long is refused by its first nine bytes, and a block of fields as
+  soon as it is longer than may be kept;
+- the first frame has to be SETTINGS (section 3.4), a SETTINGS that acknowledges empty
+  (section 6.5), the padding of HEADERS shorter than what it pads (section 6.2);
+- frames of types that RFC 9113 does not know are left out (section 4.1), unless they
+  come within a block of fields (section 6.10);
+- the reserved bit of a WINDOW_UPDATE is cleared (section 6.9).
+"""
+
+from __future__ import annotations
+
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+
+FRAME = 16_384  # bytes of a frame that we take, RFC 9113, section 4.2
+HEAD = 9  # bytes of a frame before its payload
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # section 3.4
+
+HEADERS, PRIORITY, SETTINGS, PUSH_PROMISE, WINDOW_UPDATE, CONTINUATION = 1, 2, 4, 5, 8, 9
+ACK, END_HEADERS, PADDED, HAS_PRIORITY = 0x01, 0x04, 0x08, 0x20  # flags
+
+
+class BadFrame(ProtocolError):
+    """A frame that is not allowed here."""
+
+
+class TooLong(ProtocolError):
+    """A frame that is longer, or shorter, than its kind may be."""
+
+    error_code = ErrorCodes.FRAME_SIZE_ERROR
+
+
+class TooMuch(ProtocolError):
+    """The peer asks for more work or memory than it may."""
+
+    error_code = ErrorCodes.ENHANCE_YOUR_CALM
+
+
+class Frames:
+    """The frames of one connection, one way."""
+
+    def __init__(self, *, preface: bool, max_block: int) -> None:
+        """
+        :param preface: whether they begin with a client's preface.
+        :param max_block: bytes of a block of fields, compressed.
+        """
+        self._preface = preface
+        self._max_block = max_block
+        self._kept = b""  # of a frame that has not come whole
+        self._first = True
+        self._block = -1  # bytes of a block that goes on; -1: none does
+        self.idle = 0  # frames that have led nowhere
+
+    @property
+    def incomplete(self) -> int:
+        """Bytes that are kept of a frame that has not come whole."""
+        return len(self._kept)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what has arrived; return what of it is for the library.
+
+        :raise ProtocolError: the connection is to end.
+        """
+        if self._kept:
+            data = self._kept + data
+        position = 0
+        if self._preface:
+            if data[: len(PREFACE)] != PREFACE[: len(data)]:
+                raise BadFrame("the preface is none")
+            if len(data) < len(PREFACE):
+                self._kept = data
+                return b""
+            self._preface = False
+            position = len(PREFACE)
+        passed: list[bytes] = []
+        begin = 0  # of what is passed on as it came
+        end = len(data)
+        while end - position >= HEAD:
+            length = int.from_bytes(data[position : position + 3], "big")
+            kind = data[position + 3]
+            if length > FRAME:
+                raise TooLong("a frame is longer than was agreed")
+            after = position + HEAD + length
+            if after > end:
+                break
+            if kind or self._first or self._block >= 0:
+                changed = self._look(kind, data[position + 4], data[position + HEAD : after])
+                if changed is not None:
+                    passed.append(data[begin:position])
+                    if changed:
+                        passed.append(data[position : position + HEAD] + changed)
+                    begin = after
+            position = after
+        self._kept = data[position:]
+        if not passed:
+            return data[:position]
+        passed.append(data[begin:position])
+        return b"".join(passed)
+
+    def _look(self, kind: int, flags: int, payload: bytes) -> bytes | None:
+        """Judge a frame; return another payload, an empty one to leave it out, or None."""
+        if self._first:
+            if kind != SETTINGS or flags & ACK:
+                raise BadFrame("the first frame is not SETTINGS")
+            self._first = False
+        if self._block >= 0 and kind != CONTINUATION:
+            raise BadFrame("there is a frame within a block of fields")
+        if kind in (HEADERS, CONTINUATION, PUSH_PROMISE):
+            self._look_at_block(kind, flags, payload)
+        elif kind == SETTINGS:
+            if flags & ACK and payload:
+                raise TooLong("a SETTINGS that acknowledges is not empty")
+        elif kind == WINDOW_UPDATE:
+            if len(payload) == 4 and payload[0] & 0x80:
+                return bytes((payload[0] & 0x7F,)) + payload[1:]
+        elif kind > CONTINUATION:
+            self.idle += 1
+            return b""
+        return None
+
+    def _look_at_block(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind == HEADERS and flags & PADDED:
+            fixed = 6 if flags & HAS_PRIORITY else 1
+            if len(payload) < fixed or payload[0] > len(payload) - fixed:
+                raise BadFrame("there is more padding than frame")
+        if kind == CONTINUATION:
+            self.idle += 1
+        block = max(self._block, 0) + len(payload)
+        if block > self._max_block:
+            raise TooMuch("a block of fields is too long")
+        self._block = -1 if flags & END_HEADERS else block
