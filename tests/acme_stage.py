@@ -216,6 +216,8 @@ class AcmeStage:
         for keeper in self.keepers:
             keeper.stop()
         await self.pebble.stop()
+        for keeper in self.keepers:
+            await until(lambda threads=keeper.threads: not threads.running, "the last answer")
         for close in reversed(self.closing):
             await maybeDeferred(close)
 

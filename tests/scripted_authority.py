@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from stage_waiting import HOST, reactor
+from stage_waiting import HOST, reactor, until
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
 from twisted.web.resource import Resource
@@ -135,6 +135,8 @@ class ScriptedAuthority(Resource):
         for request in self._hanging:
             if request.channel is not None:
                 request.loseConnection()
+        for keeper in self.keepers:
+            await until(lambda threads=keeper.threads: not threads.running, "the last answer")
         await maybeDeferred(self._port.stopListening)
 
 

@@ -29,7 +29,8 @@ from awesomeproxy.acme.backoff import LONGEST, LONGEST_ASKED, Backoff, after
 from awesomeproxy.acme.certificate import Certificate, from_pem, to_pem
 from awesomeproxy.acme.errors import AcmeError
 from awesomeproxy.acme.faults import seconds, translated, words
-from awesomeproxy.acme.keeper import NO_AUTHORITY, NO_LIBRARY, PACE, Keeper
+from awesomeproxy.acme.keeper import NO_AUTHORITY, PACE, Keeper
+from awesomeproxy.acme.obtaining import NO_LIBRARY
 from awesomeproxy.acme.order import new_key
 from awesomeproxy.acme.status import State
 from awesomeproxy.acme.store import Account, Store

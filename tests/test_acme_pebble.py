@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import ssl
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 from acme_stage import AcmeStage, a_site, an_acme_stage
 from cryptography import x509
-from daemon_stage import Stage, a_stage, site, twisted_fixture, twisted_test
-from stage_waiting import HOST, reactor, until, until_async
+from daemon_stage import Stage, a_stage, free_ports, site, twisted_fixture, twisted_test
+from stage_waiting import HOST, PATIENCE, reactor, until, until_async
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from awesomeproxy.acme.keeper import STILL_DUE
@@ -88,14 +91,29 @@ async def test_nonces_that_are_refused_are_no_matter(stage: AcmeStage) -> None:
 
 @twisted_test
 async def test_what_is_proved_already_is_not_proved_again(stage: AcmeStage) -> None:
-    """An authority that remembers a proof issues at once."""
+    """An authority that remembers a proof looks at that of the new host only."""
     await stage.pebble.start(PEBBLE_AUTHZREUSE="100")
     keeper = stage.keeper(None, a_site())
     await stage.comes(keeper, State.VALID)
     asked = len(stage.web.asked)
-    keeper.define(a_site("again", "blog.test"))
+    keeper.define(a_site("again", "blog.test", "new.test"))
     await stage.comes(keeper, State.VALID, "again")
-    assert len(stage.web.asked) == asked
+    assert len(set(stage.web.asked[asked:])) == 1
+
+
+@twisted_test
+async def test_sites_with_the_same_hosts_share_an_order(stage: AcmeStage) -> None:
+    """Each has a file of its own, so that one may go and leave the other its certificate."""
+    await stage.pebble.start()
+    keeper = stage.keeper(None, a_site(), a_site("api", "blog.test"))
+    await stage.comes(keeper, State.VALID, "api")
+    await stage.comes(keeper, State.VALID)
+    assert serial(stage.file("api")) == serial(stage.file())
+    assert orders(stage) == 1
+    assert sorted(stage.issued) == ["api", "blog"]
+    keeper.undefine("blog")
+    assert stage.file("api").exists()
+    assert not stage.file().exists()
 
 
 # Renewing
@@ -370,6 +388,42 @@ async def test_a_held_site_gets_its_certificate(stage: AcmeStage, daemons: Stage
     assert [one["site"] for one in listed["acme"]] == ["blog"]
     assert "blog  valid  " in (await daemon.command("certificates")).out
     assert "PRIVATE KEY" not in daemon.log
+
+
+@twisted_test
+async def test_what_is_issued_is_served(stage: AcmeStage, daemons: Stage) -> None:
+    """Clients that come with TLS get it without a restart or a reload."""
+    one = daemons.origin("one")
+    daemon = daemons.daemon()
+    (port,) = free_ports(1)
+    secure = f'[[listen]]\nendpoint = "tcp:{port}:interface={HOST}"\ntls = true'
+    daemon.configure(secure, site("blog", one, more="tls.acme = true"), table(stage))
+    stage.pebble.http = daemon.port
+    await stage.pebble.start()
+    await daemon.start()
+
+    async def shown() -> int:
+        try:
+            return await deferToThread(serial_served, port, "blog.test")
+        except ssl.SSLError:  # there is none yet
+            return 0
+
+    served = await until_async(shown)
+    assert served == serial(daemon.directory / "state" / "acme" / "certificates" / "blog.pem")
+
+
+def serial_served(port: int, host: str) -> int:
+    """The serial number of the certificate a client gets."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection((HOST, port), PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname=host) as connection,
+    ):
+        certificate = connection.getpeercert(True)
+    assert certificate is not None
+    return x509.load_der_x509_certificate(certificate).serial_number
 
 
 @twisted_test

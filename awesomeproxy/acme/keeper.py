@@ -15,8 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from twisted.python.failure import Failure
 
 from awesomeproxy.acme.backoff import Backoff
 from awesomeproxy.acme.certificate import Certificate
-from awesomeproxy.acme.errors import AccountUnknown, AcmeError
+from awesomeproxy.acme.errors import AcmeError
+from awesomeproxy.acme.obtaining import obtain
 from awesomeproxy.acme.status import State, Status
 from awesomeproxy.acme.store import Store
 from awesomeproxy.acme.threads import Threads
@@ -43,7 +43,6 @@ NO_AUTHORITY = "nothing says who issues certificates; add an [acme] table to the
 STILL_DUE = (
     "what was issued is for other hosts, or about to end; see that this machine's clock is right"
 )
-NO_LIBRARY = "certificates need the acme library; pip install 'awesomeproxy[acme]'"
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Keeper:
         self._clock = clock or SteadyClock(reactor)
         self._now = now
         self._random = random
-        self._threads = Threads(reactor)
+        self.threads = Threads(reactor)
         self._wants: dict[str, Want] = {}
         self._common = Backoff(self._clock, random)  # what would befall every site
         self._running = False
@@ -303,27 +302,23 @@ class Keeper:
 
         :raise AcmeError: there is none.
         """
-        try:
-            chain, key = await self._ordered(acme, want.hosts)
-        except AccountUnknown:
-            account = await self._threads.call(self.store.account, acme.directory)
-            assert account is not None
-            await self._threads.call(self.store.save_account, replace(account, url=""))
-            chain, key = await self._ordered(acme, want.hosts)
-        return await self._threads.call(
+        twin = self._twin(want)
+        if twin is not None:
+            return await self.threads.call(self.store.copy, twin, name)
+        chain, key = await obtain(
+            self._reactor, self.threads, acme, self.store, self._challenges, want.hosts
+        )
+        return await self.threads.call(
             self.store.save_certificate, name, acme.directory, chain, key
         )
 
-    async def _ordered(self, acme: Acme, hosts: tuple[str, ...]) -> tuple[str, bytes]:
-        try:  # in a thread: it takes its time
-            await self._threads.call(import_module, "awesomeproxy.acme.order")
-        except ImportError:
-            raise AcmeError(NO_LIBRARY, common=True, lasting=True) from None
-        from awesomeproxy.acme.order import Order, enter  # it is there by now
+    def _twin(self, want: Want) -> str | None:
+        """A site with the same hosts whose certificate is not due, if there is one.
 
-        authority = await self._threads.call(enter, acme, self.store)
-        try:
-            order = Order(self._reactor, self._threads, authority, self._challenges, hosts)
-            return await order.bring()
-        finally:
-            authority.close()
+        Sites may share their hosts and differ in their paths; authorities issue only a few
+        certificates a week for the same hosts.
+        """
+        for name, other in self._wants.items():
+            if set(other.hosts) == set(want.hosts) and not self._due(other):
+                return name
+        return None

@@ -84,16 +84,17 @@ class Order:
         self, authorizations: list[AuthorizationResource]
     ) -> list[AuthorizationResource]:
         """The same, when the authority has made up its mind about each."""
-        late = self._reactor.seconds() + PROVE
-        pause = FIRST_LOOK
+        waited, pause = 0.0, FIRST_LOOK
         done = []
         for each in authorizations:
             now, asked = await self._threads.call(self._authority.look, each)
             while pending(now):
-                if self._reactor.seconds() > late:
+                if waited > PROVE:
                     host = each.body.identifier.value
                     raise AcmeError(f"{host}: the authority has not looked in {PROVE:g} s")
-                await deferLater(self._reactor, min(max(pause, asked), SLOWEST_LOOK))
+                wait = min(max(pause, asked), SLOWEST_LOOK)
+                await deferLater(self._reactor, wait)
+                waited += wait
                 pause *= 2
                 now, asked = await self._threads.call(self._authority.look, each)
             done.append(now)

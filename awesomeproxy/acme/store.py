@@ -110,13 +110,12 @@ class Store:
         path = self.file(site)
         try:
             if not path.exists():
-                with suppress(FileNotFoundError):
-                    (self._retired / path.name).rename(path)
-            return from_pem(path.read_bytes())
+                (self._retired / path.name).rename(path)
         except FileNotFoundError:
             return None
-        except (OSError, *_UNUSABLE) as error:
+        except OSError as error:
             raise AcmeError(f"{path}: cannot be used: {error}") from None
+        return _read(path)[1]
 
     def save_certificate(self, site: str, directory: str, chain: str, key: bytes) -> Certificate:
         """Keep a site's new certificate.
@@ -130,6 +129,15 @@ class Store:
             raise AcmeError(f"what the authority has issued cannot be used: {error}") from None
         self._write(self.file(site), text)
         return from_pem(text)
+
+    def copy(self, source: str, site: str) -> Certificate:
+        """Keep one site's certificate for another site, too.
+
+        :raise AcmeError: it cannot be read or written.
+        """
+        text, found = _read(self.file(source))
+        self._write(self.file(site), text)
+        return found
 
     def retire(self, site: str) -> None:
         """Take a site's certificate out of use."""
@@ -181,6 +189,14 @@ class Store:
                 " the daemon's user may write there",
                 common=True,
             ) from None
+
+
+def _read(path: Path) -> tuple[bytes, Certificate]:
+    try:
+        text = path.read_bytes()
+        return text, from_pem(text)
+    except (OSError, *_UNUSABLE) as error:
+        raise AcmeError(f"{path}: cannot be used: {error}") from None
 
 
 def _name(site: str) -> str:
