@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from plane_stage import Wire, eventually, reactor
 from tls_stage import Authority, client_trust
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+from zope.interface import directlyProvides
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +48,17 @@ class TlsWire(Wire):
         server: bool = False,
         drip: int = 0,
         before: bytes = b"",
+        half_closeable: bool = False,
     ) -> None:
         """
         :param name: that is asked for; for a server, nothing.
         :param drip: at most so many bytes are sent in a turn of the reactor; 0: all.
         :param before: is sent before the handshake.
+        :param half_closeable: it stays open when the other end sends no more.
         """
         super().__init__()
+        if half_closeable:
+            directlyProvides(self, IHalfCloseableProtocol)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(
             self._in, self._out, server_side=server, server_hostname=None if server else name
@@ -79,14 +85,21 @@ class TlsWire(Wire):
         self._dripping = False
         super().connectionLost(reason)
 
+    def readConnectionLost(self) -> None:
+        """If it is half-closeable: the other end sends no more, but may still read."""
+
+    def writeConnectionLost(self) -> None:
+        """The same; it never closes half by itself."""
+
     def _go_on(self) -> None:
+        come = []
         try:
             if not self.shaken:
                 self.tls.do_handshake()
                 self.shaken = True
                 self._encrypt()
             while data := self.tls.read(1 << 16):
-                super().dataReceived(data)
+                come.append(data)
             self.goodbye = True
         except ssl.SSLWantReadError:
             pass
@@ -94,6 +107,8 @@ class TlsWire(Wire):
             self.goodbye = True
         except ssl.SSLError as fault:
             self.fault = fault
+        if come:
+            super().dataReceived(b"".join(come))
         self._send()
 
     def _encrypt(self) -> None:

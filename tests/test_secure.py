@@ -520,6 +520,8 @@ async def test_a_client_may_not_negotiate_again(meeting: Meeting) -> None:
 @twisted_test
 async def test_closing_sends_what_is_left_and_says_goodbye(kind: str, meeting: Meeting) -> None:
     async with meeting.pair(kind) as pair:
+        pair.peer.write(b"behind the tickets of a server")
+        await pair.ours.exactly(30)
         pair.peer.stop_reading()
         pair.ours.write(b"x" * 5_000_000)
         pair.ours.close()
@@ -534,12 +536,13 @@ async def test_closing_sends_what_is_left_and_says_goodbye(kind: str, meeting: M
 @KINDS
 @twisted_test
 async def test_closing_half_says_goodbye_and_reads_on(kind: str, meeting: Meeting) -> None:
-    async with meeting.pair(kind) as pair:
+    async with meeting.pair(kind, half_closeable=True) as pair:
         pair.ours.write(b"x" * 5_000_000)
         pair.ours.transport.loseWriteConnection()
         assert len(await pair.peer.end()) == 5_000_000
         assert pair.peer.goodbye
-        assert not pair.ours.closed
+        pair.peer.write(b"still there")
+        assert await pair.ours.exactly(11) == b"still there"
         pair.ours.write(b"too late")
         assert pair.ours.transport.unsent == 0
         pair.ours.close()
