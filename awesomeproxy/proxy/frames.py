@@ -9,7 +9,8 @@ them has come.  Here whole frames are let through, and on their way
   (section 6.5), the padding of HEADERS shorter than what it pads (section 6.2);
 - frames of types that RFC 9113 does not know are left out (section 4.1), unless they
   come within a block of fields (section 6.10);
-- the reserved bit of a WINDOW_UPDATE is cleared (section 6.9).
+- the reserved bit of a WINDOW_UPDATE is cleared, and one that opens a stream's window by
+  nothing is left out, for that stream to be reset (section 6.9).
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Frames:
         self._first = True
         self._block = -1  # bytes of a block that goes on; -1: none does
         self.idle = 0  # frames that have led nowhere
+        self.void: list[int] = []  # streams whose windows were opened by nothing
 
     @property
     def incomplete(self) -> int:
@@ -89,11 +91,12 @@ class Frames:
             if after > end:
                 break
             if kind or self._first or self._block >= 0:
-                changed = self._look(kind, data[position + 4], data[position + HEAD : after])
+                head, payload = data[position : position + HEAD], data[position + HEAD : after]
+                changed = self._look(kind, head, payload)
                 if changed is not None:
                     passed.append(data[begin:position])
                     if changed:
-                        passed.append(data[position : position + HEAD] + changed)
+                        passed.append(head + changed)
                     begin = after
             position = after
         self._kept = data[position:]
@@ -102,8 +105,9 @@ class Frames:
         passed.append(data[begin:position])
         return b"".join(passed)
 
-    def _look(self, kind: int, flags: int, payload: bytes) -> bytes | None:
+    def _look(self, kind: int, head: bytes, payload: bytes) -> bytes | None:
         """Judge a frame; return another payload, an empty one to leave it out, or None."""
+        flags = head[4]
         if self._first:
             if kind != SETTINGS or flags & ACK:
                 raise BadFrame("the first frame is not SETTINGS")
@@ -116,12 +120,21 @@ class Frames:
             if flags & ACK and payload:
                 raise TooLong("a SETTINGS that acknowledges is not empty")
         elif kind == WINDOW_UPDATE:
-            if len(payload) == 4 and payload[0] & 0x80:
-                return bytes((payload[0] & 0x7F,)) + payload[1:]
+            return self._look_at_increment(head, payload)
         elif kind > CONTINUATION:
             self.idle += 1
             return b""
         return None
+
+    def _look_at_increment(self, head: bytes, payload: bytes) -> bytes | None:
+        if len(payload) != 4:
+            return None
+        increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
+        stream = int.from_bytes(head[5:], "big") & 0x7FFFFFFF
+        if not increment and stream:
+            self.void.append(stream)
+            return b""
+        return increment.to_bytes(4, "big") if payload[0] & 0x80 else None
 
     def _look_at_block(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == HEADERS and flags & PADDED:

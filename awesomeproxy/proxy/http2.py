@@ -285,8 +285,7 @@ class Http2Connection(Protocol):
             return
         if last:
             stream.end_sent = True
-            self._flush()
-        # Otherwise what follows goes with it.
+        self._flush()
 
     def send_body(self, stream: Stream) -> None:
         """Send what waits in a stream, as far as it can be taken."""

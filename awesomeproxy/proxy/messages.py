@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 
 from awesomeproxy.model import Listen
-from awesomeproxy.proxy.fields import NOT_IN_TRAILERS, REMEMBERED, Field, size_of, without
+from awesomeproxy.proxy.fields import NOT_IN_TRAILERS, OWS, REMEMBERED, Field, size_of, without
 from awesomeproxy.proxy.requests import KINDS, Refusal, Request
 from awesomeproxy.proxy.responses import Response
 
@@ -225,7 +225,7 @@ def response_fields(response: Response, more: list[Field]) -> list[Field]:
     """
     lower = _LOWER
     fields = [(b":status", b"%d" % response.status)]
-    fields += [(lower[name], value) for name, value in response.fields]
+    fields += [(lower[name], value.strip(OWS)) for name, value in response.fields]
     if response.length >= 0 and response.status != 204:
         fields.append((b"content-length", b"%d" % response.length))
     fields += [(lower[name], value) for name, value in more]
@@ -233,9 +233,9 @@ def response_fields(response: Response, more: list[Field]) -> list[Field]:
 
 
 def lowered(fields: Iterable[Field]) -> list[Field]:
-    """``fields`` with their names as HTTP/2 wants them."""
+    """``fields`` as HTTP/2 wants them."""
     lower = _LOWER
-    return [(lower[name], value) for name, value in fields]
+    return [(lower[name], value.strip(OWS)) for name, value in fields]
 
 
 def trailer_fields(trailers: list[Field]) -> list[Field]:

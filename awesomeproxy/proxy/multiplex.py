@@ -5,7 +5,7 @@ compresses fields.  Here
 
 - a GOAWAY, sent or received, ends nothing but new streams: those that are open go on,
   as RFC 9113, section 6.8 has it;
-- fields are not judged by the library, which would end the whole connection for one bad
+- fields and lengths are not judged by the library, which would end the whole connection for one bad
   request and looks at each character in Python; :mod:`awesomeproxy.proxy.messages`
   judges them, and refuses the one stream;
 - what comes is looked at before, see :mod:`awesomeproxy.proxy.frames`.
@@ -13,24 +13,30 @@ compresses fields.  Here
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from h2.config import H2Configuration
 from h2.connection import (
+    AllowedStreamIDs,
     ConnectionInputs,
     ConnectionState,
     H2Connection,
     H2ConnectionStateMachine,
 )
 from h2.errors import ErrorCodes
-from h2.events import Event
+from h2.events import Event, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
+from h2.stream import H2Stream
+from hpack.exceptions import HPACKError, OversizedHeaderListError
+from hpack.hpack import Decoder, Encoder
 from hyperframe.frame import GoAwayFrame
 
 from awesomeproxy.proxy.frames import FRAME, Frames
 
 WINDOW = 65_535  # bytes of a body that may come before they are asked for, section 6.9.2
+TABLE = 4096  # bytes of fields that are remembered to be referred to
 HIGHEST = 2**31 - 1  # of the numbers of streams
 
 
@@ -43,6 +49,40 @@ class _States(H2ConnectionStateMachine):
             for goaway in (ConnectionInputs.SEND_GOAWAY, ConnectionInputs.RECV_GOAWAY)
         },
     }
+
+
+class BadCompression(ProtocolError):
+    """A block of fields that cannot be decoded (RFC 7541; RFC 9113, section 4.3)."""
+
+    error_code = ErrorCodes.COMPRESSION_ERROR
+
+
+class _Decoder(Decoder):
+    def decode(self, data: bytes, raw: bool = False) -> Any:
+        try:
+            return super().decode(data, raw)
+        except OversizedHeaderListError:
+            raise
+        except (HPACKError, IndexError, TypeError, ValueError) as fault:
+            raise BadCompression(str(fault)) from fault
+
+
+class _Encoder(Encoder):
+    @property
+    def header_table_size(self) -> int:
+        return int(self.header_table.maxsize)
+
+    @header_table_size.setter
+    def header_table_size(self, size: int) -> None:
+        # Its memory is ours, however much of it the peer has.
+        Encoder.header_table_size.fset(self, min(size, TABLE))  # type: ignore[attr-defined]
+        changes = self.table_size_changes
+        if len(changes) > 2:  # RFC 7541, section 4.2
+            changes[:] = [min(changes), changes[-1]]
+
+
+def _nothing(headers: object) -> None:
+    """What the library does with a length."""
 
 
 class Multiplex(H2Connection):
@@ -69,6 +109,8 @@ class Multiplex(H2Connection):
             )
         )
         self.state_machine = _States()
+        self.decoder = _Decoder()
+        self.encoder = _Encoder()
         self.frames = Frames(preface=not client, max_block=max_block)
         self.local_settings = Settings(client=client, initial_values=settings)
         self.max_inbound_frame_size = FRAME
@@ -97,7 +139,30 @@ class Multiplex(H2Connection):
         except ProtocolError as fault:
             self._terminate_connection(fault.error_code)
             raise
-        return super().receive_data(frames)
+        events = super().receive_data(frames)
+        if self.frames.void:
+            events += self._reset_void()
+        return events
+
+    def _reset_void(self) -> list[Event]:
+        """A window that is opened by nothing ends its stream (RFC 9113, section 6.9)."""
+        void, self.frames.void = self.frames.void, []
+        events: list[Event] = []
+        for number in void:
+            if number > max(self.highest_inbound_stream_id, self.highest_outbound_stream_id):
+                self._terminate_connection(ErrorCodes.PROTOCOL_ERROR)
+                raise ProtocolError("A window of no stream is opened.")
+            with contextlib.suppress(ProtocolError):  # it is closed
+                self.reset_stream(number, ErrorCodes.PROTOCOL_ERROR)
+                code = ErrorCodes.PROTOCOL_ERROR
+                events.append(StreamReset(number, error_code=code, remote_reset=False))
+        return events
+
+    def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
+        stream = super()._begin_new_stream(stream_id, allowed_ids)
+        # Lengths are fields as well: those who judge them end one stream, not all.
+        stream._initialize_content_length = _nothing  # type: ignore[method-assign]
+        return stream
 
     def say_goodbye(self, last: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
         """Send GOAWAY.

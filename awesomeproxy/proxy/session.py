@@ -80,6 +80,7 @@ class ServerStream:
     _pulling = False  # it has been told to wait
     _paused = False  # the client takes the response more slowly than it comes
     _owed = 0  # bytes taken that the server was not told of
+    _received = 0  # bytes of the body
 
     def __init__(self, site: LiveSite, server: LiveServer, exchange: Exchange) -> None:
         self.site = site
@@ -226,9 +227,14 @@ class ServerStream:
         self._owed += length
         if data:
             response.chunks.append(data)
-        if last:
-            response.complete = True
-        self._told("")
+            self._received += len(data)
+        fault = ""
+        left = response.length - self._received
+        if response.length >= 0 and not self._head_only and (left < 0 or (last and left)):
+            fault = "its body is not as long as it said"
+            response.chunks.clear()
+        response.complete = last and not fault
+        self._told(fault)
         self._ask()
 
     def trailers_came(self, fields: list[Field]) -> None:

@@ -129,6 +129,13 @@ class Stream:
         if data:
             request.chunks.append(data)
             request.received += len(data)
+        if request.length >= 0 and (
+            request.received > request.length or (last and request.received < request.length)
+        ):
+            # RFC 9113, section 8.1.1
+            self.connection.reset(self, ErrorCodes.PROTOCOL_ERROR)
+            self.gone()
+            return
         if last:
             request.complete = True
         if exchange is None:
