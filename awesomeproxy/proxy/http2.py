@@ -193,6 +193,8 @@ class Http2Connection(Protocol):
             last = event.stream_ended is not None
             if not event.data and not last:
                 self._annoyed(1)
+            elif self._patience < PATIENCE:
+                self._patience += 1  # it is good for something, too
             stream.body_came(bytes(event.data), length, last)
 
     def _trailers(self, event: TrailersReceived) -> None:

@@ -155,7 +155,7 @@ class Multiplex(H2Connection):
             with contextlib.suppress(ProtocolError):  # it is closed
                 self.reset_stream(number, ErrorCodes.PROTOCOL_ERROR)
                 code = ErrorCodes.PROTOCOL_ERROR
-                events.append(StreamReset(number, error_code=code, remote_reset=False))
+                events.append(StreamReset(stream_id=number, error_code=code, remote_reset=False))
         return events
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
