@@ -9,7 +9,6 @@ that TLVs make longer.
 from __future__ import annotations
 
 import re
-import socket
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -31,7 +30,10 @@ class BadHeader(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Whom a connection is from and what it was opened to, as the proxy in front saw it."""
+    """Whom a connection is from and what it was opened to, as the proxy in front saw it.
+
+    IPv4 addresses are written as such, also where they came mapped into IPv6.
+    """
 
     source: str
     source_port: int
@@ -74,9 +76,9 @@ def _parse_v1(data: bytes) -> Header | None:
     kind = IPv4Address if family == b"TCP4" else IPv6Address
     try:
         ends = Ends(
-            str(kind(source.decode())),
+            _text(kind(source.decode())),
             _port(source_port),
-            str(kind(destination.decode())),
+            _text(kind(destination.decode())),
             _port(destination_port),
         )
     except ValueError:
@@ -106,25 +108,30 @@ def _parse_v2(data: bytes) -> Header | None:
         return Header(None, 16 + length)
     body = data[16 : 16 + length]
     if family == 0x11:
-        return Header(_ends(body, "!4s4sHH", socket.AF_INET), 16 + length)
+        return Header(_ends(body, "!4s4sHH"), 16 + length)
     if family == 0x21:
-        return Header(_ends(body, "!16s16sHH", socket.AF_INET6), 16 + length)
+        return Header(_ends(body, "!16s16sHH"), 16 + length)
     if family in (0x00, 0x31):  # unspecified, or a Unix socket: no address to speak of
         return Header(None, 16 + length)
     raise BadHeader("the header's family of addresses is not one of streams")
 
 
-def _ends(body: bytes, layout: str, family: socket.AddressFamily) -> Ends:
+def _ends(body: bytes, layout: str) -> Ends:
     size = struct.calcsize(layout)
     if len(body) < size:
         raise BadHeader("the header is too short for its addresses")
     source, destination, source_port, destination_port = struct.unpack(layout, body[:size])
     return Ends(
-        socket.inet_ntop(family, source),
+        _text(ip_address(source)),
         source_port,
-        socket.inet_ntop(family, destination),
+        _text(ip_address(destination)),
         destination_port,
     )
+
+
+def _text(address: Address) -> str:
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
 
 
 def header(version: Literal["v1", "v2"], ends: Ends | None) -> bytes:
@@ -149,8 +156,9 @@ def header(version: Literal["v1", "v2"], ends: Ends | None) -> bytes:
 
 def _addresses(ends: Ends) -> tuple[Address, Address] | None:
     """Both addresses, of one family; None: they are of no such."""
-    try:
-        source, destination = ip_address(ends.source), ip_address(ends.destination)
+    try:  # without the zone, which means nothing elsewhere
+        source = ip_address(ends.source.partition("%")[0])
+        destination = ip_address(ends.destination.partition("%")[0])
     except ValueError:
         return None  # a Unix socket
     if source.version == destination.version:
