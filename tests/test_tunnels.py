@@ -80,6 +80,7 @@ async def test_bytes_pass_both_ways_whatever_they_are() -> None:
 async def test_either_side_may_be_slow() -> None:
     async with stage() as s:
         ends = client, server = await tunnel(s)
+        there: Any
         (there,) = s.plane.clients
         here: Any
         (here,) = s.live.connections
@@ -147,6 +148,7 @@ async def test_what_comes_behind_an_upgrade_stays_in_the_kernel() -> None:
         server = await s.origin.accept()
         await one_request(server)
         await turns(50)
+        there: Any
         (there,) = s.plane.clients
         assert there.parser.kept <= 2 * 65536
         server.write(SWITCH)
@@ -224,6 +226,22 @@ async def test_a_tunnel_whose_server_takes_nothing_is_closed_all_the_same() -> N
         s.place(Mode.HOLDING)
         await s.pass_time(20)
         await s.drained()
+
+
+@twisted_test
+async def test_a_client_that_goes_on_talking_when_its_tunnel_is_closed_does_not_stay() -> None:
+    async with stage() as s:
+        client, server = await tunnel(s)
+        client.stop_reading()
+        server.write(b"x" * 12_000_000)
+        there: Any
+        (there,) = s.plane.clients
+        await eventually(lambda: there.unsent)
+        s.plane.cut("blog")
+        for _ in range(70):
+            client.write(b"y")
+            await s.pass_time(1)
+        assert not s.plane.clients
 
 
 @twisted_test

@@ -152,6 +152,15 @@ class LiveSite:
             self.backend.close_idle()
             for check in self._checks.get(self.backend.config.name, ()):
                 check.interrupt()
+        self._call_off_connecting()
+
+    def _call_off_connecting(self) -> None:
+        """What waits for a connection to be opened, and was sent to nobody, waits at the gate."""
+        for link in list(self.connections):
+            for carrier in link.carriers():
+                exchange = carrier.exchange
+                if exchange is not None and not carrier.ready and not exchange.sends:
+                    exchange.call_off(carrier)
 
     def _watch_expiry(self) -> None:
         """A hold that outlives its deadline refuses from then on; even with no daemon there."""
@@ -193,7 +202,7 @@ class LiveSite:
         :param bypass: it was let by: the operator's own, who may try the new place with it.
         """
         self.tunnels.add(tunnel)
-        if self.gate.holding and not bypass:
+        if self.plane.stopping or (self.gate.holding and not bypass):
             self._stagger.start(self.site.drain.tunnels)
 
     def part_tunnels(self, deadline: float) -> None:

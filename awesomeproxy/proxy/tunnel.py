@@ -75,13 +75,15 @@ class Tunnel:
 
     def from_client(self, data: bytes) -> None:
         """The client has said ``data``."""
-        self._to_server.say(data)
-        self._moved()
+        if not self._closed:
+            self._to_server.say(data)
+            self._moved()
 
     def from_server(self, data: bytes) -> None:
         """The server has said ``data``."""
-        self._exchange.bytes_sent += self._to_client.say(data)
-        self._moved()
+        if not self._closed:
+            self._exchange.bytes_sent += self._to_client.say(data)
+            self._moved()
 
     def _moved(self) -> None:
         if self.parting:
