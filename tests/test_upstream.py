@@ -551,3 +551,21 @@ async def test_a_hold_keeps_a_retry_that_was_in_flight_in_flight() -> None:
         fresh.write(OK)
         assert (await client.answer()).status == 200
         await s.drained()
+
+
+@twisted_test
+async def test_a_drain_does_not_wait_for_connections_that_are_being_opened() -> None:
+    """What was sent to nobody waits at the gate, and goes to where the site is placed then."""
+    with deaf() as port:
+        server = Server(f"http://127.0.0.1:{port}", "http", "127.0.0.1", port)
+        async with stage(answering, backend={"servers": (server,)}) as s:
+            client = await s.connect(GET)
+            other = await s.connect(post(b"hello"))
+            await eventually(lambda: len(s.live.connections) == 2)
+            s.place(Mode.HOLDING)
+            assert s.live.drained
+            assert s.gate.waiting == 2
+            s.place(backend="only0")
+            assert (await client.answer()).status == 200
+            assert (await other.answer()).status == 200
+            assert s.counters.retried == 0

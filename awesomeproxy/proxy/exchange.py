@@ -460,12 +460,22 @@ class Exchange:
             self._failed(502, "The site is paused, and the answer had not come in time.")
         else:
             self.site.retried += bool(self.sends)
-            self.connection = None
-            self.request_sent = False
-            connection.abort()
-            self.counted = False
-            self.site.gate.leave()
-            self._wait(self.started)
+            self._back_to_the_gate(connection)
+
+    def call_off(self, connection: ICarrier) -> None:
+        """Its site is held, and no server has been reached yet: nothing was sent."""
+        if self.client is None:
+            self.cut(connection)
+        elif not self.bypass:
+            self._back_to_the_gate(connection)
+
+    def _back_to_the_gate(self, connection: ICarrier) -> None:
+        self.connection = None
+        self.request_sent = False
+        connection.abort()
+        self.counted = False
+        self.site.gate.leave()
+        self._wait(self.started)
 
     # Upgrades
 
