@@ -89,7 +89,7 @@ class Plane:
         self.handshakes_failed = 0
         self.links: set[IServerLink] = set()
         self.challenges: dict[bytes, bytes] = {}  # target -> what proves a name to be ours
-        self.https_port = 443  # where those are sent who shall come with TLS
+        self.https_port = 443  # where those are sent who shall come with TLS; see ``listen``
         self.stopping = False
         self._on_change = on_change
         self._ports: dict[str, IListeningPort] = {}
@@ -170,6 +170,10 @@ class Plane:
         for text in set(self._ports) - set(wanted):
             del self._factories[text]
             await _stopped(self._ports.pop(text))
+        if wanted:  # or it is about to stop
+            encrypted = [self._ports[text].getHost() for text, each in wanted.items() if each.tls]
+            ports = [host.port for host in encrypted if hasattr(host, "port")]
+            self.https_port = 443 if 443 in ports or not ports else ports[0]
 
     @property
     def listening(self) -> list[Any]:

@@ -57,7 +57,12 @@ def receive(
 def _misdirected(plane: Plane, arrival: Arrival, request: Request, site: LiveSite) -> bool:
     """Whether the handshake has named another site (RFC 9110, section 7.4)."""
     name = arrival.server_name.encode()
-    return request.host != name and plane.router.find(name, request.target) is not site
+    if request.host == name:
+        return False
+    try:
+        return plane.router.find(name, request.target) is not site
+    except BadHost:  # a handshake can name what is no host, and get the default certificate
+        return True
 
 
 def _guarded(
@@ -71,12 +76,19 @@ def _guarded(
         return explain(413, f"The request's body is longer than {max_body} bytes.", request)
     encrypted = arrival.tls or (origin.trusted and request.forwarded_proto == b"https")
     if site.site.tls.redirect and not encrypted:
-        authority = (request.host or b"").rpartition(b":")
-        name = authority[0] if authority[2].isdigit() else request.host or b""
-        port = b"" if plane.https_port == 443 else b":%d" % plane.https_port
-        target = b"https://%b%b%b" % (name, port, request.target)
-        return explain(308, "The site is to be asked over TLS.", request, (b"Location", target))
+        location = (b"Location", _encrypted(plane, request))
+        return explain(308, "The site is to be asked over TLS.", request, location)
     return None
+
+
+def _encrypted(plane: Plane, request: Request) -> bytes:
+    """The URL under which the same is to be had over TLS."""
+    name, colon, port = (request.host or b"").rpartition(b":")
+    if not colon or not (port.isdigit() or not port):  # an IPv6 address ends in a bracket
+        name = request.host or b""
+    number = b"" if plane.https_port == 443 else b":%d" % plane.https_port
+    path = b"" if request.target == b"*" else request.target  # RFC 9110, section 7.1
+    return b"https://%b%b%b" % (name, number, path)
 
 
 def _travelled(plane: Plane, request: Request) -> Answer | None:
