@@ -108,7 +108,7 @@ class _Http2Check(_Check):
     ) -> None:
         super().__init__(b"", status, result)
         self._fields = fields
-        self._h2 = Multiplex(client=True, settings={}, max_block=MAX_HEAD)
+        self._h2 = Multiplex(client=True, settings={}, max_list=MAX_HEAD)
 
     def connectionMade(self) -> None:
         if self._fields and self._result is not None:

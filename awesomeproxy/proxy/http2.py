@@ -92,10 +92,9 @@ class Http2Connection(Protocol):
                 SettingCodes.MAX_HEADER_LIST_SIZE: listen.max_head,
                 SettingCodes.ENABLE_CONNECT_PROTOCOL: 1,
             },
-            max_block=2 * listen.max_head,
+            # Over what was announced a request is answered 431; far over it, all is refused.
+            max_list=4 * listen.max_head,
         )
-        # Over what was announced a request is answered 431; far over it, all is refused.
-        self._h2.decoder.max_header_list_size = 4 * listen.max_head
         self._receiving = False
         self._flushing = False  # it will be written at the end of the reactor's turn
         self._full = False  # the client's socket

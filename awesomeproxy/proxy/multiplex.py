@@ -29,14 +29,12 @@ from h2.events import Event, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream
-from hpack.exceptions import HPACKError, OversizedHeaderListError
-from hpack.hpack import Decoder, Encoder
 from hyperframe.frame import GoAwayFrame
 
+from awesomeproxy.proxy.compression import BlockDecoder, FieldEncoder
 from awesomeproxy.proxy.frames import FRAME, Frames
 
 WINDOW = 65_535  # bytes of a body that may come before they are asked for, section 6.9.2
-TABLE = 4096  # bytes of fields that are remembered to be referred to
 HIGHEST = 2**31 - 1  # of the numbers of streams
 
 
@@ -51,36 +49,6 @@ class _States(H2ConnectionStateMachine):
     }
 
 
-class BadCompression(ProtocolError):
-    """A block of fields that cannot be decoded (RFC 7541; RFC 9113, section 4.3)."""
-
-    error_code = ErrorCodes.COMPRESSION_ERROR
-
-
-class _Decoder(Decoder):
-    def decode(self, data: bytes, raw: bool = False) -> Any:
-        try:
-            return super().decode(data, raw)
-        except OversizedHeaderListError:
-            raise
-        except (HPACKError, IndexError, TypeError, ValueError) as fault:
-            raise BadCompression(str(fault)) from fault
-
-
-class _Encoder(Encoder):
-    @property
-    def header_table_size(self) -> int:
-        return int(self.header_table.maxsize)
-
-    @header_table_size.setter
-    def header_table_size(self, size: int) -> None:
-        # Its memory is ours, however much of it the peer has.
-        Encoder.header_table_size.fset(self, min(size, TABLE))  # type: ignore[attr-defined]
-        changes = self.table_size_changes
-        if len(changes) > 2:  # RFC 7541, section 4.2
-            changes[:] = [min(changes), changes[-1]]
-
-
 def _nothing(headers: object) -> None:
     """What the library does with a length."""
 
@@ -90,11 +58,11 @@ class Multiplex(H2Connection):
 
     MAX_CLOSED_STREAMS = 1024  # that are remembered
 
-    def __init__(self, *, client: bool, settings: dict[SettingCodes, int], max_block: int) -> None:
+    def __init__(self, *, client: bool, settings: dict[SettingCodes, int], max_list: int) -> None:
         """
         :param client: which side we are.
         :param settings: what is announced.
-        :param max_block: bytes of a field block, compressed.
+        :param max_list: bytes of a block of fields, decoded.
         """
         super().__init__(
             H2Configuration(
@@ -109,9 +77,9 @@ class Multiplex(H2Connection):
             )
         )
         self.state_machine = _States()
-        self.decoder = _Decoder()
-        self.encoder = _Encoder()
-        self.frames = Frames(preface=not client, max_block=max_block)
+        self.decoder = BlockDecoder(max_list)
+        self.encoder = FieldEncoder()
+        self.frames = Frames(preface=not client, max_block=max_list // 2)
         self.local_settings = Settings(client=client, initial_values=settings)
         self.max_inbound_frame_size = FRAME
 

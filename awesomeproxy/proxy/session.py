@@ -344,9 +344,8 @@ class ServerSession(Protocol):
                 SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
                 SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD,
             },
-            max_block=2 * MAX_HEAD,
+            max_list=MAX_HEAD,
         )
-        self._h2.decoder.max_header_list_size = MAX_HEAD
 
     def __repr__(self) -> str:
         return f"<ServerSession {self.server.server}: {len(self._streams)} streams>"
