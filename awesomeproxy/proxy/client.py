@@ -12,8 +12,6 @@ deadline of a head is absolute: a byte now and then does not move it.
 
 from __future__ import annotations
 
-import select
-import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IPushProducer
@@ -26,11 +24,20 @@ from awesomeproxy.proxy.answers import Answer, explain
 from awesomeproxy.proxy.arrival import Arrival
 from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.fields import Field
-from awesomeproxy.proxy.heads import Origin, added, chunk, interim_head, last_chunk, response_head
+from awesomeproxy.proxy.heads import (
+    Origin,
+    added,
+    begin_response,
+    chunk,
+    interim_head,
+    last_chunk,
+    response_head,
+)
 from awesomeproxy.proxy.interfaces import IClient, IVisitor
 from awesomeproxy.proxy.reception import receive
 from awesomeproxy.proxy.requests import Refusal, Request, RequestParser
 from awesomeproxy.proxy.responses import Response
+from awesomeproxy.proxy.sockets import has_left, waits_to_be_read
 from awesomeproxy.proxy.sweep import NEVER
 
 if TYPE_CHECKING:
@@ -232,35 +239,10 @@ class ClientConnection(Protocol):
         self.transport.write(data)
 
     def _head(self, exchange: Exchange, response: Response) -> bytes:
-        request = exchange.request
-        old = request.version == b"1.0"
-        length = response.length
-        until_close = False
-        if request.method == b"HEAD" or response.status in (204, 304):
-            chunked = response.chunked and not old and response.status not in (204, 304)
-            self._chunked = False
-            if response.status == 204:
-                length = -1
-        else:
-            self._chunked = chunked = length < 0 and not old
-            until_close = length < 0 and old
-        # RFC 9112, section 9.6: the rest of an early answer's request is not read.
-        early = not request.complete and (response.complete or length >= 0)
-        self._keep_alive = (
-            request.keep_alive and not until_close and not early and not self.plane.stopping
-        )
-        connection = b""
-        if not self._keep_alive:
-            connection = b"Connection: close"
-        elif old:
-            connection = b"Connection: keep-alive"
-        return response_head(
-            response,
-            chunked=chunked,
-            length=length,
-            connection=connection,
-            more=self._added(exchange, response),
-        )
+        more = self._added(exchange, response)
+        head = begin_response(exchange.request, response, more, last=self.plane.stopping)
+        self._chunked, self._keep_alive = head.chunked, head.keep_alive
+        return head.data
 
     def _added(self, exchange: Exchange, response: Response) -> list[Field]:
         assert self.arrival is not None
@@ -386,11 +368,7 @@ class ClientConnection(Protocol):
 
     def has_left(self) -> bool:
         """Whether the client has closed its side, though we have not read that far."""
-        if not self.transport.connected:
-            return True
-        poll = select.poll()
-        poll.register(self.transport.socket, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return not self.transport.connected or has_left(self.transport.socket)
 
     def _watch_body(self, now: float) -> None:
         assert self.exchange is not None
@@ -528,11 +506,3 @@ class Room:
 
     def stopProducing(self) -> None:
         """The client is gone."""
-
-
-def waits_to_be_read(sock: socket.socket) -> bool:
-    """Whether bytes have arrived on ``sock`` that nobody has read."""
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except OSError:
-        return False

@@ -32,7 +32,7 @@ from awesomeproxy.proxy.interfaces import ICarrier, IClient
 from awesomeproxy.proxy.requests import IDEMPOTENT, Request
 from awesomeproxy.proxy.responses import Response
 from awesomeproxy.proxy.servers import LiveServer
-from awesomeproxy.proxy.session import ServerStream
+from awesomeproxy.proxy.serverstream import ServerStream
 from awesomeproxy.proxy.tunnel import Tunnel
 from awesomeproxy.proxy.upstream import ServerConnection
 

@@ -152,3 +152,43 @@ def response_head(
         lines.append(connection)
     lines.append(b"\r\n")
     return CRLF.join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """A head as the client gets it, and what it means for what follows."""
+
+    data: bytes
+    chunked: bool  # the body is sent in chunks
+    keep_alive: bool  # the connection is good for another request
+
+
+def begin_response(
+    request: Request, response: Response, more: list[Field], *, last: bool
+) -> ResponseHead:
+    """The head of ``response``, and how its body is sent (RFC 9112, section 6).
+
+    :param more: fields that are added to it.
+    :param last: the connection ends with it, whatever else would allow.
+    """
+    old = request.version == b"1.0"
+    length = response.length
+    until_close = False
+    if request.method == b"HEAD" or response.status in (204, 304):
+        chunked = response.chunked and not old and response.status not in (204, 304)
+        if response.status == 204:
+            length = -1
+    else:
+        chunked = length < 0 and not old
+        until_close = length < 0 and old
+    # RFC 9112, section 9.6: the rest of an early answer's request is not read.
+    early = not request.complete and (response.complete or length >= 0)
+    keep_alive = request.keep_alive and not until_close and not early and not last
+    connection = b""
+    if not keep_alive:
+        connection = b"Connection: close"
+    elif old:
+        connection = b"Connection: keep-alive"
+    data = response_head(response, chunked=chunked, length=length, connection=connection, more=more)
+    has_body = request.method != b"HEAD" and response.status not in (204, 304)
+    return ResponseHead(data, chunked and has_body, keep_alive)

@@ -14,7 +14,6 @@ left, the connection ends.
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,7 @@ from awesomeproxy.proxy.interfaces import IVisitor
 from awesomeproxy.proxy.messages import Malformed, request_of, trailers_of
 from awesomeproxy.proxy.multiplex import HIGHEST, WINDOW, Multiplex
 from awesomeproxy.proxy.requests import Refusal
+from awesomeproxy.proxy.sockets import has_left
 from awesomeproxy.proxy.stream import Stream
 from awesomeproxy.proxy.sweep import NEVER
 
@@ -256,11 +256,7 @@ class Http2Connection(Protocol):
 
     def has_left(self) -> bool:
         """Whether the client has closed its side, though we have not read that far."""
-        if not self.transport.connected:
-            return True
-        poll = select.poll()
-        poll.register(self.transport.socket, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return not self.transport.connected or has_left(self.transport.socket)
 
     @property
     def incomplete(self) -> int:

@@ -12,7 +12,6 @@ grow old and be closed.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
     from awesomeproxy.proxy.upstream import ServerConnection
 
 
+MOST = 100  # streams of a session, if the server would take more
+
+
 class LiveServer:
     """One server of a backend: its pool, and what is known of its health."""
 
@@ -43,6 +45,7 @@ class LiveServer:
         "healthy",
         "idle",
         "label",
+        "most_streams",
         "server",
         "sessions",
         "trouble",
@@ -54,6 +57,7 @@ class LiveServer:
         self.label = f"{backend.config.name} {server.url}".encode()  # in the access log
         self.idle: list[ServerConnection] = []
         self.sessions: list[ServerSession] = []  # in HTTP/2, with room or not
+        self.most_streams = MOST  # of a session, as far as is known
         self.busy = 0  # connections that carry a request, or are being opened for one
         self.healthy = True
         self.fails = 0
@@ -187,14 +191,3 @@ class LiveBackend:
         """Close what is idle now, and every other connection when it gets idle."""
         self.retired = True
         self.close_idle()
-
-
-def is_silent(sock: socket.socket) -> bool:
-    """Whether the peer of ``sock`` has, as far as the kernel knows, neither left nor spoken."""
-    try:
-        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False

@@ -20,7 +20,8 @@ from awesomeproxy.proxy.interfaces import ICarrier, IClient, IServerLink
 from awesomeproxy.proxy.proxyprotocol import Ends
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.responses import BadResponse, Response, ResponseParser
-from awesomeproxy.proxy.servers import LiveServer, is_silent
+from awesomeproxy.proxy.servers import LiveServer
+from awesomeproxy.proxy.sockets import is_silent
 from awesomeproxy.proxy.sweep import NEVER
 
 if TYPE_CHECKING:
