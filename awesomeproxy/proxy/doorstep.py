@@ -5,6 +5,9 @@ the transport is given another protocol, of the version that was agreed on, and 
 doorstep is forgotten.  All of it has to be done within one deadline, which a byte now and
 then does not move.
 
+OpenSSL is not bothered with a client that says nothing.  What comes is left in the kernel
+until it is known whose it is: the bytes behind a PROXY header are OpenSSL's to read.
+
 Here is also decided who is turned away: whoever comes while there are too many, or has too
 many connections already.  Such a client is told so in HTTP, once it can be.
 """
@@ -28,6 +31,7 @@ from awesomeproxy.proxy.http2 import Http2Connection
 from awesomeproxy.proxy.interfaces import IVisitor
 from awesomeproxy.proxy.proxyprotocol import BadHeader, parse
 from awesomeproxy.proxy.requests import Refusal
+from awesomeproxy.proxy.sockets import waits_to_be_read
 from awesomeproxy.proxy.sweep import NEVER
 from awesomeproxy.tls.accepting import Accepted
 
@@ -113,20 +117,19 @@ class Doorstep(Protocol):
             data = sock.recv(PEEK, socket.MSG_PEEK)
             if not data:
                 return CONNECTION_DONE
-            before = len(self._come)
-            self._come += data
-            header = parse(self._come)
-            sock.recv(len(data) if header is None else header.length - before)
+            header = parse(self._come + data)
+            sock.recv(len(data) if header is None else header.length - len(self._come))
         except BlockingIOError:
             return None
         except (OSError, BadHeader):
             return CONNECTION_LOST
         if header is None:
+            self._come += data
             return None
-        self.transport.look(None)
         self._come = b""
+        self.transport.look(None)
         if header.ends is not None:
-            self.address = header.ends.source.removeprefix("::ffff:")
+            self.address = header.ends.source
             self._port = header.ends.source_port
             self._local = header.ends.destination, header.ends.destination_port
         self._known()
@@ -142,12 +145,26 @@ class Doorstep(Protocol):
         if len(self.plane.clients) > self.plane.max_connections:
             self._turned_away = TOO_MANY
         if listen.tls:
-            certificates = self.plane.certificates
-            assert certificates is not None  # or there would be no such listener
-            self._tls = certificates.accept(self.transport.socket, listen.http2)
-            self.transport.secure(self._tls, self._shaken)
+            self.transport.look(self._shake)
         elif not listen.h2c:
             self._go_in(False)
+
+    def _shake(self) -> Any:
+        """The client has something to say: that should be a handshake."""
+        transport = self.transport
+        try:
+            if not transport.socket.recv(1, socket.MSG_PEEK):
+                return CONNECTION_DONE  # somebody has looked whether we are there
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        transport.look(None)
+        certificates = self.plane.certificates
+        assert certificates is not None  # or there would be no such listener
+        self._tls = certificates.accept(transport.socket, self.listen.http2)
+        transport.secure(self._tls, self._shaken)
+        return transport.doRead()
 
     def _shaken(self) -> None:
         """The handshake is done."""
@@ -188,9 +205,12 @@ class Doorstep(Protocol):
         protocol.makeConnection(self.transport)  # type: ignore[no-untyped-call]
         if come:
             protocol.dataReceived(come)
+        if http2 and plane.stopping:
+            protocol.idle_close()  # which lets it ask what it was about to
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It was closed before it came to that."""
+        self.transport.look(None)
         if self._tls is not None:
             self.plane.handshakes_failed += 1
             self._tls = None
@@ -203,8 +223,10 @@ class Doorstep(Protocol):
         self.abort()
 
     def idle_close(self) -> None:
-        """The proxy stops: nothing was asked yet."""
-        self.abort()
+        """The proxy stops: close, unless the client is about to ask something."""
+        if self._tls is None and not self._come and not waits_to_be_read(self.transport.socket):
+            self.deadline = NEVER
+            self.transport.loseConnection()
 
     def abort(self) -> None:
         """Close it."""

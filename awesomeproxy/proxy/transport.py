@@ -68,7 +68,7 @@ class EagerWrites:
         if looker is not None:
             self.doRead = looker  # type: ignore[method-assign]
         elif not self._aborting:
-            del self.doRead
+            self.__dict__.pop("doRead", None)
 
     def write(self, data: bytes) -> None:
         """Send ``data`` now as far as the kernel takes it; queue the rest."""
