@@ -300,6 +300,21 @@ async def test_the_clients_connection_is_closed_when_both_have_said_goodbye() ->
         await s.drained()
 
 
+@pytest.mark.parametrize("server_closes", [False, True])
+@twisted_test
+async def test_a_client_that_does_not_answer_is_not_waited_for(server_closes: bool) -> None:
+    async with stage() as s:
+        client, server = await tunnel(s)
+        s.place(Mode.HOLDING)
+        assert await client.exactly(4) == GOES
+        if server_closes:
+            server.close()
+            await eventually(lambda: server.closed)
+        await s.pass_time(1.5)
+        assert await client.rest() == b""
+        await s.drained()
+
+
 @twisted_test
 async def test_a_client_that_leaves_without_an_answer_takes_the_server_along() -> None:
     async with stage() as s:
@@ -354,6 +369,19 @@ async def test_a_handshake_that_has_begun_is_let_finish(first: str) -> None:
         server.close()
         assert await client.rest() == b""
         assert server.buffer == b""
+        await s.drained()
+
+
+@twisted_test
+async def test_a_handshake_that_is_not_finished_is_finished_by_the_proxy() -> None:
+    async with stage() as s:
+        client, server = await tunnel(s)
+        client.write(frame(b"\x03\xe8", Opcode.CLOSE, mask=True))
+        await server.exactly(8)
+        s.place(Mode.HOLDING)
+        await s.pass_time(1.5)
+        assert await client.rest() == GOES
+        assert await server.rest() == b""
         await s.drained()
 
 
@@ -494,6 +522,19 @@ async def test_those_of_a_removed_site_are_sent_away() -> None:
 
 
 @twisted_test
+async def test_those_of_a_stopping_proxy_are_sent_away() -> None:
+    async with talk(drain=Drain(tunnels=5.0)) as t:
+        clients = [await t.client() for _ in range(3)]
+        stopped: list[Any] = []
+        Deferred.fromCoroutine(t.stage.plane.stop(30.0)).addCallback(stopped.append)
+        for _ in range(20):
+            await t.stage.pass_time(0.25)
+            await settled(t)
+        await eventually(lambda: stopped, "the stop")
+        assert all(map(told, clients))
+
+
+@twisted_test
 async def test_one_that_opens_while_the_proxy_stops_is_sent_away_as_well() -> None:
     async with stage() as s:
         client = await s.connect(ASK)
@@ -508,6 +549,27 @@ async def test_one_that_opens_while_the_proxy_stops_is_sent_away_as_well() -> No
         await s.pass_time(1.5)
         assert await client.rest() == b""
         await eventually(lambda: stopped, "the stop")
+
+
+# Idle
+
+
+@twisted_test
+async def test_one_where_nothing_moves_is_sent_away() -> None:
+    async with talk() as t:
+        client = await t.client()
+        patience = t.stage.site.timeouts.websocket
+        for _ in range(2):
+            await t.stage.pass_time(patience - 1)
+            client.ws.send_ping(b"x")
+            client.turn()
+            await client.hears(1)
+        await t.stage.pass_time(patience - 1)
+        assert client.ws.close_code is None
+        await t.stage.pass_time(2)
+        await client.ended()
+        assert told(client, 1001)
+        await t.stage.quiet()
 
 
 # In a stream of HTTP/2

@@ -393,7 +393,7 @@ class ClientConnection(Protocol):
         self.deadline = NEVER
         exchange = self.exchange
         if self._tunnel is not None and not self._lingering:
-            self._tunnel.close()
+            self._tunnel.expired(now)
         elif self.transport.unsent:
             self._expired_writing(now)
         elif self._lingering:
@@ -455,7 +455,7 @@ class ClientConnection(Protocol):
         self.exchange = None
         if self.transport.connected:
             self.transport.unregisterProducer()
-            self._close()
+            self._linger()
 
     # The end
 

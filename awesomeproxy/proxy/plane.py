@@ -189,6 +189,7 @@ class Plane:
         await self.listen(())
         for site in self.sites.values():
             site.stop_holding()
+            site.part_tunnels(deadline)
         for client in list(self.clients):
             client.idle_close()
         self._empty = Once()
