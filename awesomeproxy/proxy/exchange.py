@@ -16,7 +16,8 @@ Everything else is what may come between:
   an idle one cannot get in the way.
 - The client leaves.  Held, its request is dropped.  Sent, it stays in flight until the
   server has answered: to count it out earlier would call a site drained while its
-  server is still writing.
+  server is still writing.  A server that can be told to stop (HTTP/2) is told, and the
+  request is in flight until it has heard that.
 - A response is cut short: so is the client's, visibly.
 """
 
@@ -436,7 +437,14 @@ class Exchange:
         elif self.head_sent or not self.request_sent:
             # Streams end here, and half a request must not look like a whole one.
             self.cut(connection)
-        # Otherwise the server is at work on it: in flight until it has answered.
+        else:
+            # The server is at work on it: in flight until it has answered, or has stopped.
+            connection.cancel()
+
+    def cancelled(self, connection: ICarrier) -> None:
+        """The server has been told to stop, and has heard it."""
+        self.connection = None
+        self._end()
 
     def cut(self, connection: ICarrier) -> None:
         """Break off: close the server's side now, and the client's if it is still there."""

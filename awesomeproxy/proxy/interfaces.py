@@ -134,6 +134,12 @@ class ICarrier(IPushProducer):
     def pulled() -> None:
         """No more of the body will come."""
 
+    def cancel() -> None:
+        """Nobody wants the response any more: have the server stop, if it can be told.
+
+        The exchange is told ``cancelled`` once the server knows.
+        """
+
     def ended() -> bool:
         """The server has closed its side; return whether its response is complete."""
 

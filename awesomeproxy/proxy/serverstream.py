@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from awesomeproxy.proxy.exchange import Exchange
     from awesomeproxy.proxy.site import LiveSite
 
+CANCEL = 5.0  # seconds that a server may take to hear that it shall stop
 FULL = 64 * 1024  # bytes unsent at which the client is told to wait
 
 
@@ -47,6 +48,7 @@ class ServerStream:
     _end_sent = False  # ... and sent
     _puller: IPushProducer | None = None
     _pulling = False  # it has been told to wait
+    _cancelled = False  # the server has been told to stop
     _paused = False  # the client takes the response more slowly than it comes
     _owed = 0  # bytes taken that the server was not told of
     _received = 0  # bytes of the body
@@ -243,6 +245,19 @@ class ServerStream:
 
     def stopProducing(self) -> None:
         """The client is gone: the exchange hears of it by itself."""
+
+    def cancel(self) -> None:
+        """Nobody wants the response any more: have the server stop."""
+        assert self.session is not None
+        self.deadline = self.site.plane.seconds() + CANCEL
+        self._cancelled = True
+        self.session.cancel(self)
+
+    def cancelled(self) -> None:
+        """The server has heard it, or is gone."""
+        exchange = self.dropped()
+        if exchange is not None:
+            exchange.cancelled(self)
 
     def ended(self) -> bool:
         """The server has closed its side; return whether its response is complete."""

@@ -23,6 +23,7 @@ from h2.events import (
     DataReceived,
     Event,
     InformationalResponseReceived,
+    PingAckReceived,
     RemoteSettingsChanged,
     ResponseReceived,
     StreamReset,
@@ -66,6 +67,7 @@ class ServerSession(Protocol):
         self.waiting: list[ServerStream] = []  # until it is open
         self._streams: dict[int, ServerStream] = {}
         self._blocked: dict[ServerStream, None] = {}
+        self._cancelled: dict[bytes, ServerStream] = {}  # by the PING whose echo is awaited
         self._full = False  # the server's socket
         self._closing = False
         self._gone = False
@@ -90,7 +92,8 @@ class ServerSession(Protocol):
 
     def carriers(self) -> list[ICarrier]:
         """The streams that carry an exchange."""
-        return [s for s in (*self.waiting, *self._streams.values()) if s.exchange is not None]
+        every = (*self.waiting, *self._streams.values(), *self._cancelled.values())
+        return [stream for stream in every if stream.exchange is not None]
 
     @property
     def room(self) -> bool:
@@ -214,6 +217,8 @@ class ServerSession(Protocol):
         """
         if stream in self.waiting:
             self.waiting.remove(stream)
+        elif stream in self._cancelled.values():
+            del self._cancelled[stream.number.to_bytes(8, "big")]
         elif self._streams.pop(stream.number, None) is not None:
             self._blocked.pop(stream, None)
             if not stream.response.complete or stream.to_send:
@@ -222,9 +227,33 @@ class ServerSession(Protocol):
                 self._flush()
         self._rest()
 
+    def cancel(self, stream: ServerStream) -> None:
+        """Reset a stream, and tell it when the server has heard of that.
+
+        Frames are heard in order, so that a PING behind the reset comes back after it.
+        """
+        del self._streams[stream.number]
+        self._blocked.pop(stream, None)
+        echo = stream.number.to_bytes(8, "big")
+        self._cancelled[echo] = stream
+        with contextlib.suppress(ProtocolError):  # it is closed already
+            self._h2.reset_stream(stream.number, ErrorCodes.CANCEL)
+        self._h2.ping(echo)
+        self._flush()
+
+    def _echo(self, event: PingAckReceived) -> None:
+        stream = self._cancelled.pop(event.ping_data, None)
+        if stream is not None:
+            stream.cancelled()
+            self._rest()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._streams or self.waiting or self._cancelled)
+
     def _rest(self) -> None:
         """If nothing is carried any more: be idle, or close."""
-        if self._streams or self.waiting or self._gone:
+        if self._busy or self._gone:
             return
         backend = self.server.backend
         if self._closing or backend.retired or self.site.gate.holding or not self.opened:
@@ -347,7 +376,7 @@ class ServerSession(Protocol):
             limit = self.site.site.timeouts.connect
             self._why = f"it has not said a word of HTTP/2 within {limit:g} s"
             self.abort()
-        elif not self._streams:
+        elif not self._busy:
             self.close()
 
     def late(self, since: float) -> None:
@@ -358,7 +387,7 @@ class ServerSession(Protocol):
 
     def close_if_idle(self) -> None:
         """Close it unless it carries something."""
-        if not self._streams and not self.waiting:
+        if not self._busy:
             self.close()
 
     def close(self) -> None:
@@ -415,6 +444,7 @@ HANDLERS: dict[type[Event], Callable[[ServerSession, Any], None]] = {
     ResponseReceived: ServerSession._head,
     DataReceived: ServerSession._data,
     TrailersReceived: ServerSession._trailers,
+    PingAckReceived: ServerSession._echo,
     StreamReset: ServerSession._was_reset,
     WindowUpdated: ServerSession._window,
     RemoteSettingsChanged: ServerSession._settings,

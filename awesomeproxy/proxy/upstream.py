@@ -151,6 +151,9 @@ class ServerConnection(Protocol):
     def stopProducing(self) -> None:
         """The client is gone: the exchange hears of it by itself."""
 
+    def cancel(self) -> None:
+        """HTTP/1.1 has no word for it: to close would say nothing of what is at work."""
+
     def ended(self) -> bool:
         """The server has closed its side; return whether its response is complete."""
         return self.parser.close()
