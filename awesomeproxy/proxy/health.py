@@ -13,7 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from h2.events import ConnectionTerminated, ResponseReceived, StreamReset
+from h2.events import (
+    ConnectionTerminated,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamReset,
+)
 from h2.exceptions import ProtocolError
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -101,7 +106,7 @@ class _Check(Protocol):
 
 
 class _Http2Check(_Check):
-    """The same for a server that speaks HTTP/2."""
+    """The same for a server that speaks HTTP/2; no request: its first words."""
 
     def __init__(
         self, fields: list[Field], status: tuple[int, int], result: Deferred[None]
@@ -111,18 +116,21 @@ class _Http2Check(_Check):
         self._h2 = Multiplex(client=True, settings={}, max_list=MAX_HEAD)
 
     def connectionMade(self) -> None:
-        if self._fields and self._result is not None:
-            head = self._h2.begin(WINDOW)
-            self._h2.send_headers(1, self._fields, end_stream=True)
-            self.transport.write(head + self._h2.data_to_send())
-        else:
+        if self._result is None:
             super().connectionMade()
+            return
+        head = self._h2.begin(WINDOW)
+        if self._fields:
+            self._h2.send_headers(1, self._fields, end_stream=True)
+        self.transport.write(head + self._h2.data_to_send())
 
     def dataReceived(self, data: bytes) -> None:
         try:
             for event in self._h2.receive_data(data):
                 if isinstance(event, ResponseReceived):
                     self.judge(response_of(event.headers, True).status)
+                elif isinstance(event, RemoteSettingsChanged) and not self._fields:
+                    self.end(None)
                 elif isinstance(event, StreamReset | ConnectionTerminated):
                     self.end(Unwell("it has not answered the request"))
         except (ProtocolError, Malformed) as fault:
