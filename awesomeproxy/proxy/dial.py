@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from OpenSSL import SSL
+from twisted.internet import error
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.error import ConnectError, UserError
 from twisted.internet.interfaces import IAddress, IConnector, IDelayedCall
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -22,6 +22,26 @@ from twisted.python.failure import Failure
 from awesomeproxy.model import Server
 from awesomeproxy.proxy.secure import HandshakeFailed, reason
 from awesomeproxy.tls.verifying import Unverified, verify_peer
+
+# What OpenSSL says, in words that lead somewhere.
+WORDS = {
+    "wrong version number": "it does not speak TLS",
+    "tlsv1 alert protocol version": "it speaks no version of TLS from 1.2 on",
+    "tls alert handshake failure": (
+        "it has not agreed to any of our ciphers, or wants a certificate from us"
+    ),
+}
+
+
+class Unfit(error.ConnectError):
+    """A server that can be reached, and yet is not the one that is needed."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(string=why)  # type: ignore[no-untyped-call]
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +72,39 @@ def dial(
     :param preface: sent before all else.
     :return: calls it off, while ``protocol`` is not connected.
     """
-    first: Protocol = protocol
-    calling = None
-    if handshake is not None or preface:
-        calling = first = _Calling(reactor, protocol, failed, timeout, handshake, preface)
-    factory = _Factory(first, calling.failed if calling is not None else failed)
-    call_off: Callable[[], object]
-    if server.scheme == "unix":
-        call_off = reactor.connectUNIX(server.path, factory, timeout=timeout).disconnect
-    elif ":" in server.host or server.host.replace(".", "").isdigit():
-        connector = reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
-        call_off = connector.disconnect
-    else:
-        endpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
-        call_off = endpoint.connect(factory).addErrback(factory.failed).cancel
-    if calling is None:
-        return call_off
-    calling.call_off_connecting = call_off
+    named = server.scheme != "unix" and not _is_number(server.host)
+    if handshake is None and not preface and not named:
+        return _connect(reactor, server, _Factory(protocol, failed), timeout)
+    calling = _Calling(reactor, protocol, failed, timeout, handshake, preface)
+    calling.call_off_connecting = lambda: None  # it may fail before it is known how
+    call_off = _connect(reactor, server, _Factory(calling, calling.failed), timeout)
+    if calling.call_off_connecting is not None:
+        calling.call_off_connecting = call_off
     return calling.call_off
 
 
+def _is_number(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _connect(
+    reactor: Any, server: Server, factory: _Factory, timeout: float
+) -> Callable[[], object]:
+    if server.scheme == "unix":
+        connector = reactor.connectUNIX(server.path, factory, timeout=timeout)
+        return connector.disconnect  # type: ignore[no-any-return]
+    if _is_number(server.host):
+        connector = reactor.connectTCP(server.host, server.port, factory, timeout=timeout)
+        return connector.disconnect  # type: ignore[no-any-return]
+    endpoint = HostnameEndpoint(reactor, server.host, server.port, timeout=timeout)
+    return endpoint.connect(factory).addErrback(factory.failed).cancel
+
+
 class _Calling(Protocol):
-    """Stands for a protocol until the server is known to be who it should be."""
+    """Stands for a protocol until the server is known to be who it should be.
+
+    What Twisted's endpoints put between a connection and its protocol goes with it.
+    """
 
     transport: Any
 
@@ -127,7 +158,7 @@ class _Calling(Protocol):
             if handshake.http2 and tls.get_alpn_proto_negotiated() != b"h2":
                 raise Unverified("it does not speak HTTP/2; write https:// instead of h2://")
         except Unverified as fault:
-            self._fail(reason(fault))
+            self.failed(Failure(Unfit(reason(fault))))  # type: ignore[no-untyped-call]
             self.transport.abortConnection()
         else:
             self._hand_over()
@@ -141,28 +172,27 @@ class _Calling(Protocol):
     def _too_late(self) -> None:
         self._late = None
         if self.call_off_connecting is not None:
+            self.failed(Failure(error.TimeoutError()))  # type: ignore[no-untyped-call]
             self.call_off_connecting()
         else:
-            self._fail(f"the TLS handshake has taken more than {self._timeout:g} s")
+            why = f"it has not finished the TLS handshake within {self._timeout:g} s"
+            self.failed(Failure(Unfit(why)))  # type: ignore[no-untyped-call]
             self.transport.abortConnection()
 
     def connectionLost(self, why: Failure = connectionDone) -> None:
         """It was closed before it came to that."""
+        words = str(why.value)
         if isinstance(why.value, HandshakeFailed):
-            self._fail(str(why.value))
-        else:
-            self._fail("it closed the connection during the TLS handshake")
+            words = f"the TLS handshake with it failed: {WORDS.get(words, words)}"
+        self.failed(Failure(Unfit(words)))  # type: ignore[no-untyped-call]
 
     def call_off(self) -> None:
         """Nobody wants it any more."""
         if self.call_off_connecting is not None:
             self.call_off_connecting()
         elif self._failed is not None:
-            self.failed(Failure(UserError()))  # type: ignore[no-untyped-call]
+            self.failed(Failure(error.UserError()))  # type: ignore[no-untyped-call]
             self.transport.abortConnection()
-
-    def _fail(self, why: str) -> None:
-        self.failed(Failure(ConnectError(string=why)))  # type: ignore[no-untyped-call]
 
     def failed(self, why: Failure) -> None:
         """It cannot be had."""
