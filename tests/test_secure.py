@@ -309,6 +309,14 @@ async def test_nothing_is_kept_from_the_others_while_one_sends(meeting: Meeting)
 
 
 @twisted_test
+async def test_what_is_no_data_takes_turns_as_well(meeting: Meeting) -> None:
+    async with meeting.pair("tcp client") as pair:
+        calls = pair.ours.transport.tls.calls
+        await eventually(lambda: len(calls) == 4)  # the two tickets of a server
+        assert calls == ["recv", "WantReadError"] * 2
+
+
+@twisted_test
 async def test_a_write_does_not_take_all_the_time_there_is(meeting: Meeting) -> None:
     async with meeting.pair() as pair:
         pair.ours.transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_000_000)

@@ -11,7 +11,9 @@ epoll sees it.  So nothing waits inside for a turn that never comes, and a conne
 that is not read from keeps nothing here.
 
 A record is at the most 16 KB.  Several are read in one go, and sent in one, but only so
-many that others have their turn.
+many that others have their turn.  That holds for what carries no data as well: a client
+could send key updates as fast as they can be read, and nothing else, for as long as it
+likes.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet import tcp
 from twisted.internet.abstract import FileDescriptor
@@ -33,6 +36,10 @@ RECORD = 16 * 1024  # bytes, the most that one may carry (RFC 8446, section 5.1)
 RECORDS = 4  # that are read, and ...
 SEND = 8 * RECORD  # ... bytes that are sent, in one go
 MORE = 4 * 1024  # whoever has sent so much in one record may have sent another
+
+# Of the binding, as pyOpenSSL sets that mode for each connection and offers no way back.
+_library: Any = Binding().lib
+_clear_mode: Callable[[Any, int], object] | None = getattr(_library, "SSL_clear_mode", None)
 
 
 class TlsFailed(ConnectionLost):
@@ -64,6 +71,8 @@ class Secure(tcp.Connection):
         """Begin the handshake; see :meth:`EagerWrites.secure`."""
         self.tls = tls
         self._done = done
+        if _clear_mode is not None:  # OpenSSL must not look for data behind what is none
+            _clear_mode(tls._ssl, _library.SSL_MODE_AUTO_RETRY)
         self.startReading()
         if self.speaks_first:
             self.startWriting()
