@@ -254,6 +254,7 @@ class Node:
     def _take_over(self, settings: Settings, sites: Mapping[str, Site]) -> dict[str, list[str]]:
         result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
         self.keeper.configure(settings.acme)
+        self.plane.contexts.forget()  # the files they were made of may have changed
         for name in [name for name in self.sites if name not in sites]:
             self.undefine(name)
             result["removed"].append(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 from daemon_stage import (
@@ -18,6 +19,9 @@ from daemon_stage import (
     twisted_test,
     until,
 )
+from edge_stage import SecureOrigin, listening
+from plane_stage import answering
+from tls_stage import Authority
 
 stage = twisted_fixture(a_stage)
 
@@ -130,6 +134,32 @@ async def test_new_timeouts_apply_to_what_is_held_already(stage: Stage) -> None:
     await daemon.ask("reload")
     assert (await held).status == 503
     assert (await daemon.site())["state"] == "holding"
+
+
+@twisted_test
+async def test_a_reload_reads_again_whom_servers_have_to_be_signed_by(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """Held requests go to a server as soon as its authority is in the file."""
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "Stranger")
+    ca_file = tmp_path / "trusted.pem"
+    ca_file.write_bytes(stranger.ca_file.read_bytes())
+    origin = SecureOrigin(answering, authority.issue(HOST))
+    async with listening(origin):
+        blog = f"""
+            [sites.blog]
+            hosts = ["blog.test"]
+            backend = "one"
+            [sites.blog.backends.one]
+            servers = ["{origin.at()}"]
+            tls.ca_file = "{ca_file}"
+        """
+        daemon = await stage.serving(blog)
+        asked = daemon.fetch("/")
+        await daemon.until_site(state="unreachable", held=1)
+        ca_file.write_bytes(authority.ca_file.read_bytes())
+        await daemon.ask("reload")
+        assert (await asked).status == 200
 
 
 @twisted_test
