@@ -63,6 +63,14 @@ class Frames:
         """Bytes that are kept of a frame that has not come whole."""
         return len(self._kept)
 
+    @property
+    def in_head(self) -> bool:
+        """Whether a block of fields has begun to arrive, or what may be one, and is incomplete."""
+        kept = self._kept
+        if not kept:
+            return self._block >= 0
+        return len(kept) < HEAD or kept[3] in (HEADERS, CONTINUATION)
+
     def feed(self, data: bytes) -> bytes:
         """Take what has arrived; return what of it is for the library.
 

@@ -95,6 +95,9 @@ class Http2Connection(Protocol):
             # Over what was announced a request is answered 431; far over it, all is refused.
             max_list=4 * listen.max_head,
         )
+        self._head_timed = False  # a head has begun, and has to be complete by ...
+        self._head_deadline = NEVER  # ... then; afterwards ...
+        self._deadline = NEVER  # ... this is the deadline again
         self._receiving = False
         self._flushing = False  # it will be written at the end of the reactor's turn
         self._full = False  # the client's socket
@@ -144,12 +147,26 @@ class Http2Connection(Protocol):
             if frames.idle:
                 self._annoyed(frames.idle)
                 frames.idle = 0
+            if frames.in_head != self._head_timed:
+                self._time_head(frames.in_head)
         finally:
             self._receiving = False
         if self._owed >= WINDOW // 2:
             self._h2.increment_flow_control_window(self._owed)
             self._owed = 0
         self._write()
+
+    def _time_head(self, begun: bool) -> None:
+        """A head has begun to arrive, or is over: for that there is a deadline of its own."""
+        self._head_timed = begun
+        if self._echo_due:
+            return
+        if begun:
+            self._deadline = self.deadline
+            self._head_deadline = self.plane.seconds() + self.listen.timeouts.head
+            self.deadline = min(self.deadline, self._head_deadline)
+        elif self.deadline == self._head_deadline:
+            self.deadline = NEVER if self._streams else self._deadline
 
     def _flush(self) -> None:
         """Send what there is, together with what else this turn of the reactor brings."""
@@ -180,6 +197,7 @@ class Http2Connection(Protocol):
             self._annoyed(RESET)
             return
         stream = self._streams[number] = Stream(self, number, request)
+        self._head_timed = False
         if not self._echo_due:
             self.deadline = NEVER
         stream.begin(self._turned_away or refusal)
@@ -360,6 +378,9 @@ class Http2Connection(Protocol):
             return
         if not self._echo_due:
             self.deadline = self.plane.seconds() + self.listen.timeouts.idle
+            if self._head_timed:
+                self._deadline = self.deadline
+                self.deadline = min(self.deadline, self._head_deadline)
         if self._turned_away is not None:
             self._closing = True
         elif self.plane.stopping and not self._closing:
@@ -383,13 +404,13 @@ class Http2Connection(Protocol):
     # The end
 
     def expired(self, now: float) -> None:
-        """Nothing is asked for, and has not been for long enough; or the end takes too long."""
+        """Nothing is asked for, or only half, for too long; or the end takes too long."""
         self.deadline = NEVER
         if self._lingering:
             self.transport.abortConnection()
         elif self._echo_due:
             self._no_more()
-        elif not self._streams:
+        elif self._head_timed or not self._streams:
             self._h2.say_goodbye(self._h2.highest_inbound_stream_id)
             self._end()
 
