@@ -173,6 +173,13 @@ class Client:
             f"something on stream {stream}",
         )
 
+    async def content(self, stream: int, size: int) -> bytes:
+        """The next bytes of DATA on a stream, in however many frames they come."""
+        said = b""
+        while len(said) < size:
+            said += (await self.until(Type.DATA, stream)).content
+        return said
+
     async def settled(self) -> list[Frame]:
         """What is unread once the server has had its say; WINDOW_UPDATEs aside."""
         for _ in range(3):

@@ -704,7 +704,7 @@ async def test_a_truncated_response_looks_truncated(response: bytes) -> None:
         server = await client.stage.origin.accept()
         await one_request(server)
         server.write(response)
-        assert (await client.until(Type.DATA, 1)).content == b"hello"
+        assert await client.content(1, 5) == b"hello"
         server.close()
         frame = await client.on(1)
         assert (frame.type, frame.error) == (Type.RST_STREAM, Error.INTERNAL_ERROR)
@@ -727,7 +727,7 @@ async def test_what_was_sent_is_counted_and_forgotten_when_the_client_resets() -
         server = await client.stage.origin.accept()
         await one_request(server)
         server.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-        await client.until(Type.DATA, 1)
+        assert await client.content(1, 5) == b"hello"
         client.send(rst_stream(1))
         await client.settled()
         server.write(b"there")
@@ -800,7 +800,7 @@ async def test_what_is_said_in_a_websocket_is_data() -> None:
         client.send(data(1, FROM_CLIENT[:4]), data(1, FROM_CLIENT[4:], pad=9))
         assert await server.exactly(len(FROM_CLIENT)) == FROM_CLIENT
         server.write(FROM_SERVER)
-        assert (await client.until(Type.DATA, 1)).content == FROM_SERVER
+        assert await client.content(1, len(FROM_SERVER)) == FROM_SERVER
         client.send(ask(3))
         other = await client.stage.origin.accept()
         await one_request(other)
