@@ -27,7 +27,7 @@ reference: $(VENV)/.load
 	@$(BIN)/awesomeproxy demo --reference --picture out/reference.png $(ARGS)
 
 test: $(VENV)/.test
-	@.ci/packages pebble:pebble
+	@.ci/packages pebble:pebble slowhttptest:slowhttptest h2load:nghttp2-client
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.lint
