@@ -39,6 +39,7 @@ from awesomeproxy.model import Listen
 H2C = Listen("tcp:0:interface=127.0.0.1", h2c=True)
 HELLO = b"hello, you"
 Script = Callable[[Wire], Any]
+Fields = list[tuple[str, str]]
 
 
 def request(
@@ -47,7 +48,7 @@ def request(
     path: str = "/",
     scheme: str = "http",
     authority: str = "blog.example",
-) -> list[tuple[str, str]]:
+) -> Fields:
     """The fields of a request that is in order."""
     return [
         (":method", method),
@@ -56,6 +57,13 @@ def request(
         (":authority", authority),
         *more,
     ]
+
+
+def but(*changed: tuple[str, str | None], more: Fields | None = None) -> Fields:
+    """The fields of a request, with some changed, or left out."""
+    changes = dict(changed)
+    kept = [(name, changes.get(name, value)) for name, value in request()]
+    return [(name, value) for name, value in kept if value is not None] + (more or [])
 
 
 def ask(stream: int, *more: tuple[str, str], end: bool = True, **pseudo: str) -> bytes:
@@ -68,10 +76,10 @@ class Response:
     """A response, as it came on a stream."""
 
     status: int = 0
-    fields: list[tuple[str, str]] = field(default_factory=list)
+    fields: Fields = field(default_factory=list)
     body: bytes = b""
-    trailers: list[tuple[str, str]] = field(default_factory=list)
-    interim: list[list[tuple[str, str]]] = field(default_factory=list)
+    trailers: Fields = field(default_factory=list)
+    interim: list[Fields] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> str | None:
         """The one field of that name."""
