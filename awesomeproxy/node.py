@@ -268,7 +268,7 @@ class Node:
             self.define(site)
         kept = {key: getattr(self.settings, key) for key in FIXED}
         result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
-        result["problems"] = list(self.certifying.certificates.problems)
+        result["warnings"] = list(self.certifying.certificates.problems)
         self.settings = replace(settings, **kept)
         self.plane.max_connections = affordable(settings.max_connections)
         self.plane.held.max_requests = settings.max_held

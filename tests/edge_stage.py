@@ -209,7 +209,6 @@ class Http2Server:
             self.h2.local_settings.acknowledge()
         self.asked: dict[int, Asked] = {}
         self.goodbye: ConnectionTerminated | None = None
-        self.widest = 0  # streams that were open at one time
         self._fresh: list[Asked] = []
         if greet:
             self.greet()
@@ -239,14 +238,13 @@ class Http2Server:
             asked = Asked(event.stream_id, {str(n): str(v) for n, v in event.headers})
             self.asked[asked.stream] = asked
             self._fresh.append(asked)
-            going = [each for each in self.asked.values() if not each.reset]
-            self.widest = max(self.widest, len(going))
         elif isinstance(event, DataReceived):
-            self.asked[event.stream_id].body += event.data
+            if event.stream_id in self.asked:
+                self.asked[event.stream_id].body += event.data
             self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-        elif isinstance(event, StreamEnded):
+        elif isinstance(event, StreamEnded) and event.stream_id in self.asked:
             self.asked[event.stream_id].complete = True
-        elif isinstance(event, StreamReset):
+        elif isinstance(event, StreamReset) and event.stream_id in self.asked:
             self.asked[event.stream_id].reset = True
         elif isinstance(event, ConnectionTerminated):
             self.goodbye = event
@@ -256,7 +254,7 @@ class Http2Server:
         while not self._fresh:
             await self.hear()
         asked = self._fresh.pop(0)
-        while complete and not asked.complete:
+        while complete and not (asked.complete or asked.reset):
             await self.hear()
         return asked
 
@@ -290,11 +288,12 @@ class Http2Server:
 
 
 async def answering_http2(wire: Wire) -> None:
-    """A script: answer every request, with what was sent along or ``ok``."""
+    """A script: answer every request, with what was sent along if that is little, or ``ok``."""
     server = Http2Server(wire)
     while True:
         asked = await server.request()
-        server.answer(asked, asked.body or b"ok")
+        if not asked.reset:
+            server.answer(asked, asked.body if 0 < len(asked.body) < 1000 else b"ok")
 
 
 def h2c(origin: Origin) -> Server:

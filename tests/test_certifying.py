@@ -175,12 +175,12 @@ async def test_a_reload_reads_the_certificates_again(stage: Stage) -> None:
 
     daemon = await stage.serving(blog, tls(one.certificate.parent))
     authority.issue("c.test", path=one.certificate)
-    assert (await daemon.ask("reload"))["problems"] == []
+    assert (await daemon.ask("reload"))["warnings"] == []
     (listed,) = (await daemon.ask("certificates"))["certificates"]
     assert listed["names"] == ["c.test"]
     daemon.configure(blog, tls(stage.directory / "two", 'default = "d.test"'))
     said = "tls.default: there is no certificate for d.test; add one, or name another host"
-    assert (await daemon.ask("reload"))["problems"] == [said]
+    assert (await daemon.ask("reload"))["warnings"] == [said]
     (listed,) = (await daemon.ask("certificates"))["certificates"]
     assert listed["names"] == ["b.test"]
     assert said in (await daemon.command("reload")).out

@@ -140,7 +140,7 @@ async def test_a_reload_takes_a_new_certificate_at_once(stage: Stage, tmp_path: 
     old, before = await on.tls(), await on.shown()
     fresh = on.replace()
     assert await on.shown() == before
-    assert (await on.daemon.ask("reload"))["problems"] == []
+    assert (await on.daemon.ask("reload"))["warnings"] == []
     assert await on.shown() == fresh
     assert await on.answered(old)
 
@@ -151,7 +151,7 @@ async def test_a_broken_certificate_is_refused_loudly(stage: Stage, tmp_path: Pa
     on = await at_the_edge(stage, site("blog", stage.origin("one")), tmp_path)
     before = await on.shown()
     on.replace(b"-----BEGIN CERTIFICATE-----\nnonsense")
-    (problem,) = (await on.daemon.ask("reload"))["problems"]
+    (problem,) = (await on.daemon.ask("reload"))["warnings"]
     assert str(on.certificate) in problem
     assert await on.shown() == before
     told = (await on.daemon.ask("status"))["node"]["certificates"]
@@ -160,7 +160,7 @@ async def test_a_broken_certificate_is_refused_loudly(stage: Stage, tmp_path: Pa
     ended = await on.daemon.command("status")
     assert str(on.certificate) in ended.out
     fresh = on.replace()
-    assert (await on.daemon.ask("reload"))["problems"] == []
+    assert (await on.daemon.ask("reload"))["warnings"] == []
     assert (await on.daemon.ask("status"))["node"]["certificates"]["problems"] == []
     assert await on.shown() == fresh
 
@@ -174,7 +174,7 @@ async def test_keys_are_not_in_the_log(stage: Stage, tmp_path: Path) -> None:
     on.replace(key.read_bytes())
     await on.daemon.ask("reload")
     key.chmod(0o644)
-    (problem, *_) = (await on.daemon.ask("reload"))["problems"]
+    (problem, *_) = (await on.daemon.ask("reload"))["warnings"]
     assert line not in on.daemon.log
     assert line not in problem
 

@@ -562,6 +562,19 @@ async def test_one_stream_that_fails_leaves_the_others_alone() -> None:
         assert sorted(statuses) == [200, 200, 200, 200, 502]
 
 
+@twisted_test
+async def test_a_stream_that_is_answered_early_does_not_stay_open() -> None:
+    """A server that wants no more of a body is told that no more will come."""
+    async with talking() as (s, origin):
+        client = await s.connect(post(b"the whole body")[:-5])
+        server = Http2Server(await origin.accept())
+        asked = await server.request(complete=False)
+        server.head(asked, end=True)
+        assert (await client.answer()).status == 200
+        while not asked.reset:
+            await server.hear()
+
+
 # Health
 
 

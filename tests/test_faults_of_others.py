@@ -299,7 +299,7 @@ async def test_caddy_7222_a_reload_of_something_else_cuts_websockets(stage: Stag
         "changed": ["blog"],
         "removed": ["shop"],
         "restart": [],
-        "problems": [],
+        "warnings": [],
     }
     tunnel.send(b"still")
     await tunnel.gets(b"echo still")

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
+import pytest
 from plane_stage import Stage, eventually, reactor, stage, twisted_test
 from twisted.internet.threads import deferToThread
 
@@ -129,13 +130,10 @@ async def test_a_call_is_answered_with_its_metadata() -> None:
 async def test_an_error_keeps_its_status_and_its_words() -> None:
     """A response that is nothing but trailers is passed on as one."""
     async with calling() as (_, _service, channel):
-        try:
+        with pytest.raises(grpc.RpcError) as error:
             await called(channel.unary_unary("/Test/refuse"), b"")
-        except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.NOT_FOUND
-            assert error.details() == "there is no such thing: é"
-        else:
-            raise AssertionError("it was not refused")
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+        assert error.value.details() == "there is no such thing: é"
 
 
 @twisted_test
@@ -164,6 +162,25 @@ async def test_a_message_larger_than_all_windows_arrives() -> None:
     async with calling() as (_, _service, channel):
         message = bytes(range(256)) * 12_000
         assert await called(channel.unary_unary("/Test/echo"), message) == message
+
+
+@twisted_test
+async def test_a_client_may_be_silent_for_as_long_as_it_likes() -> None:
+    """A call is a conversation: no rate is asked of what it sends."""
+    async with calling() as (on, _service, channel):
+        more = threading.Event()
+
+        def messages() -> Iterator[bytes]:
+            yield b"1"
+            more.wait(SECONDS)
+            yield b"2"
+
+        future = channel.stream_unary("/Test/add").future(messages())
+        await eventually(lambda: on.gate.in_flight, "the call")
+        for _ in range(4):
+            await on.pass_time(LISTEN.timeouts.body)
+        more.set()
+        assert await deferToThread(future.result, SECONDS) == b"3"
 
 
 @twisted_test

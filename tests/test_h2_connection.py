@@ -87,10 +87,11 @@ async def test_a_preface_without_settings_is_none(first: bytes) -> None:
 @pytest.mark.parametrize(
     "preface",
     [
+        b"INVALID CONNECTION PREFACE\r\n\r\n",
         PREFACE.replace(b"SM", b"MS") + settings(),
         b"PRI * HTTP/2.0\r\n\r\n" + settings(),
     ],
-    ids=["nearly", "half"],
+    ids=["words", "nearly", "half"],
 )
 @twisted_test
 async def test_an_invalid_preface_ends_the_connection(preface: bytes) -> None:

@@ -256,6 +256,7 @@ async def test_a_server_may_answer_before_it_has_the_body() -> None:
         await server.until(b"begin")
         server.write(ok(HELLO))
         assert (await client.response()).body == HELLO
+        await client.stage.pass_time(2.5)  # for the client to look at the answer first
         left = await client.until(Type.RST_STREAM, 1)
         assert left.error == Error.NO_ERROR
         client.send(ask(3))

@@ -84,7 +84,7 @@ async def test_a_reload_says_what_it_has_changed(stage: Stage) -> None:
         "changed": ["blog"],
         "removed": ["wiki"],
         "restart": ["node.access_log"],
-        "problems": [],
+        "warnings": [],
     }
     done = await daemon.command("reload")
     assert done.out == "only a restart changes node.access_log\n"

@@ -121,6 +121,7 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
             "max_connections": plane.max_connections,
             "listen": [listen.endpoint for listen in node.settings.listen],
             "held": plane.held.requests,
+            "handshakes": {"done": plane.handshakes, "failed": plane.handshakes_failed},
             "registry": f"embedded, in {node.settings.state_dir}",
             "certificates": _certificates(node),
         },

@@ -240,8 +240,10 @@ def reloaded(result: Json, style: Style) -> str:
     ]
     if result.get("restart"):
         parts.append(f"only a restart changes {', '.join(map(clean, result['restart']))}")
-    problems = [style.paint(clean(problem), "yellow") for problem in result.get("problems", [])]
-    return "\n".join(["; ".join(parts) or "nothing has changed", *problems])
+    warnings = [style.paint(clean(problem), "yellow") for problem in result.get("warnings", [])]
+    if not parts and not warnings:
+        parts.append("nothing has changed")
+    return "\n".join(["; ".join(parts), *warnings] if parts else warnings)
 
 
 def certificates(result: Json, style: Style) -> str:

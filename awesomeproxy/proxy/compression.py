@@ -24,7 +24,7 @@ from hpack.struct import NeverIndexedHeaderTuple
 from hpack.table import HeaderTable
 
 REMEMBERED = 4096  # fields, of all connections
-LONGEST = 128  # bytes of a value that is worth remembering
+LONGEST = 128  # bytes of a field that is worth remembering
 BLOCKS = 32  # blocks that are remembered, of a connection ...
 LONGEST_BLOCK = 512  # ... if they have no more bytes
 SECRETS = frozenset((b"set-cookie", b"cookie", b"authorization", b"proxy-authorization"))
@@ -73,7 +73,7 @@ class FieldEncoder(Encoder):
         if field.__class__ is NeverIndexedHeaderTuple:
             return self.add((name, value), True, huffman)
         code = self.add((name, value), False, huffman)
-        if len(value) <= LONGEST and name not in SECRETS:
+        if len(name) + len(value) <= LONGEST and name not in SECRETS:
             if len(_encoded) >= REMEMBERED:
                 _encoded.clear()
             _encoded[(name, value)] = code

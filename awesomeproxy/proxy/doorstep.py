@@ -138,7 +138,7 @@ class Doorstep(Protocol):
     def _known(self) -> None:
         """It is known whose connection it is."""
         listen = self.listen
-        if listen.max_per_client:
+        if listen.max_per_client and self.address != "unix":
             self._counted = True
             if self.plane.visits.enter(self.address) > listen.max_per_client:
                 self._turned_away = TOO_MANY_OF_ONE
@@ -177,7 +177,9 @@ class Doorstep(Protocol):
         self._come += data
         come = self._come[: len(PREFACE)]
         if come != PREFACE[: len(come)]:
-            self._go_in(False)
+            line, end, _ = self._come.partition(b"\n")
+            # A first line that is none of HTTP/1.1 is answered in the other language.
+            self._go_in(bool(end) and b" HTTP/" not in line)
         elif len(come) == len(PREFACE):
             self._go_in(True)
 

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 LINGER = 2.0  # seconds that a client may go on sending what nobody reads any more
 PATIENCE = 1000.0  # how much work may lead nowhere, at once ...
 CALMING = 100.0  # ... and how much of it is forgotten in a second
-RESET = 10.0  # what a stream that is reset costs of it; other things cost 1
+RESET = 4.0  # what a stream that is reset costs of it; other things cost 1
 PING = b"farewell"  # its echo says that nothing of the client's is on its way any more
 TURN = 4  # frames that a stream sends before it is the next one's turn
 
@@ -106,7 +106,9 @@ class Http2Connection(Protocol):
         self._lingering = False
         self._last = HIGHEST  # the last stream that is looked at
         self._owed = 0  # bytes that have come and that the client was not told of
-        self._patience = PATIENCE
+        # Whoever leaves a page cancels all that is under way, and may come to another at once.
+        self._most_patience = max(PATIENCE, 2 * RESET * listen.max_streams)
+        self._patience = self._most_patience
         self._patience_at = plane.seconds()
 
     def __repr__(self) -> str:
@@ -194,7 +196,6 @@ class Http2Connection(Protocol):
             )
         except Malformed:
             self._reset(number, ErrorCodes.PROTOCOL_ERROR)
-            self._annoyed(RESET)
             return
         stream = self._streams[number] = Stream(self, number, request)
         self._head_timed = False
@@ -210,7 +211,7 @@ class Http2Connection(Protocol):
             last = event.stream_ended is not None
             if not event.data and not last:
                 self._annoyed(1)
-            elif self._patience < PATIENCE:
+            elif self._patience < self._most_patience:
                 self._patience += 1  # it is good for something, too
             stream.body_came(bytes(event.data), length, last)
 
@@ -230,8 +231,7 @@ class Http2Connection(Protocol):
         stream = self._streams.get(event.stream_id)
         if stream is not None:
             stream.gone()
-        if event.remote_reset:
-            self._annoyed(RESET)
+        self._annoyed(RESET)  # it was reset by the client, or because of it
 
     def _window(self, event: WindowUpdated) -> None:
         if event.stream_id:
@@ -264,7 +264,9 @@ class Http2Connection(Protocol):
         if self._patience >= 0 or self._lingering:
             return
         now = self.plane.seconds()
-        self._patience = min(PATIENCE, self._patience + (now - self._patience_at) * CALMING)
+        self._patience = min(
+            self._most_patience, self._patience + (now - self._patience_at) * CALMING
+        )
         self._patience_at = now
         if self._patience < 0:
             self._h2.say_goodbye(self._h2.highest_inbound_stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
@@ -365,6 +367,8 @@ class Http2Connection(Protocol):
         self._flush()
 
     def _reset(self, number: int, code: ErrorCodes) -> None:
+        if code is ErrorCodes.PROTOCOL_ERROR:
+            self._annoyed(RESET)  # what it has asked for may be at work all the same
         try:
             self._h2.reset_stream(number, code)
         except ProtocolError:

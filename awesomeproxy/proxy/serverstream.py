@@ -45,7 +45,7 @@ class ServerStream:
     unsent = 0
     deadline = NEVER
     _last = False  # everything is given to be sent ...
-    _end_sent = False  # ... and sent
+    end_sent = False  # ... and sent
     _puller: IPushProducer | None = None
     _pulling = False  # it has been told to wait
     _cancelled = False  # the server has been told to stop
@@ -116,7 +116,7 @@ class ServerStream:
         self._trailers = trailer_fields(request.trailers) if last else []
         ends = last and not any(parts) and not self._trailers
         scheme = b"https" if self.server.server.tls else b"http"
-        self._end_sent = ends
+        self.end_sent = ends
         self.session.begin(self, _request_fields(request, origin, via, scheme), ends)
         if not ends:
             self._queue += parts
@@ -146,7 +146,7 @@ class ServerStream:
     @property
     def to_send(self) -> bool:
         """Whether anything waits."""
-        return bool(self.unsent or (self._last and not self._end_sent))
+        return bool(self.unsent or (self._last and not self.end_sent))
 
     def take(self, room: int) -> tuple[bytes, bool]:
         """The next bytes to send, at the most ``room``, and whether they are the last."""
@@ -154,13 +154,13 @@ class ServerStream:
         data, rest = whole[:room], whole[room:]
         self._queue[:] = [rest] if rest else []
         self.unsent = len(rest)
-        self._end_sent = self._last and not rest and not self._trailers
-        return data, self._end_sent
+        self.end_sent = self._last and not rest and not self._trailers
+        return data, self.end_sent
 
     def take_trailers(self) -> list[Field]:
         """The trailers, once everything else is sent."""
         trailers, self._trailers = self._trailers, []
-        self._end_sent = True
+        self.end_sent = True
         return trailers
 
     def sent(self) -> None:

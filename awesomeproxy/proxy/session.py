@@ -221,7 +221,7 @@ class ServerSession(Protocol):
             del self._cancelled[stream.number.to_bytes(8, "big")]
         elif self._streams.pop(stream.number, None) is not None:
             self._blocked.pop(stream, None)
-            if not stream.response.complete or stream.to_send:
+            if not (stream.response.complete and stream.end_sent):
                 with contextlib.suppress(ProtocolError):  # it is closed already
                     self._h2.reset_stream(stream.number, code or ErrorCodes.NO_ERROR)
                 self._flush()

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from awesomeproxy.proxy.http2 import Http2Connection
     from awesomeproxy.proxy.tunnel import Tunnel
 
+LINGER = 2.0  # seconds that a client may go on sending what nobody wants any more
 FULL = 64 * 1024  # bytes unsent at which the server is told to wait
 ROOMY = 256 * 1024  # the window of a body that is on its way to a server
 ASK_AT = WINDOW // 2  # bytes taken before more are asked for: each time is a frame
+GRPC = b"application/grpc"
 KEY_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
 
@@ -56,6 +58,7 @@ class Stream:
     _full = False  # the server is slower than the client
     _ended = False  # everything is given to be sent ...
     end_sent = False  # ... and sent
+    _lingers = False  # the answer is over, and the request is not
     _finished = False  # the stream is over as far as we are concerned
     _stopped = False  # ``producer`` has been told to wait
     _owed = 0  # bytes taken that the client was not told of
@@ -140,6 +143,8 @@ class Stream:
             request.complete = True
         if exchange is None:
             request.chunks.clear()
+            if last and self._lingers:
+                self._leave()
             return
         limit = exchange.site.site.max_body
         if request.received > limit > 0:
@@ -291,9 +296,20 @@ class Stream:
             self.watch_writing(self.connection.plane.seconds())
 
     def _over(self) -> None:
-        if not self.request.complete or self.request.upgrade:
-            # RFC 9113, section 8.1: the rest of the request is not wanted.
-            self.connection.reset(self, ErrorCodes.NO_ERROR)
+        if self.request.upgrade:
+            self._stop_client()
+        elif self.request.complete:
+            self._leave()
+        elif not self._lingers:
+            # The rest of the request is not wanted; but a client that is told so while it
+            # still sends may not look at the answer, though it should.
+            self._lingers = True
+            self.deadline = self.connection.plane.seconds() + LINGER
+            self._watch()
+
+    def _stop_client(self) -> None:
+        """RFC 9113, section 8.1: what it still sends is not wanted."""
+        self.connection.reset(self, ErrorCodes.NO_ERROR)
         self._leave()
 
     def abort(self) -> None:
@@ -378,6 +394,8 @@ class Stream:
             self.connection.plane.sweep.add(self)
 
     def _watch_body(self, now: float) -> None:
+        if (self.request.field(b"content-type") or b"").startswith(GRPC):
+            return  # a conversation, in which either side may be silent for as long as it likes
         self._seen = self.request.received
         self.deadline = now + self.connection.listen.timeouts.body
         self._watch()
@@ -393,7 +411,9 @@ class Stream:
         """A deadline has passed; which one depends on what is going on."""
         self.deadline = NEVER
         exchange = self.exchange
-        if self._tunnel is not None:
+        if self._lingers:
+            self._stop_client()
+        elif self._tunnel is not None:
             self._tunnel.expired(now)
         elif self.unsent:
             if self._sent == self._sent_seen:
