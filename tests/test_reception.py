@@ -464,7 +464,7 @@ async def test_a_proxy_header_from_elsewhere_is_no_request(
     authority: Authority, place: Path
 ) -> None:
     """Who is not trusted with it gets 400 for it."""
-    networks = {"proxy_protocol": (ip_network("10.0.0.0/8"),)}
+    networks = {"proxy_protocol": (ip_network("10.0.0.0/8"),), "h2c": False}
     async with edge(authority, place, plain=networks) as on:
         wire = await on.plain(v1("192.0.2.7") + b"GET / HTTP/1.1\r\nHost: blog.example\r\n\r\n")
         assert (await wire.answer()).status == 400

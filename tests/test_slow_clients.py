@@ -37,6 +37,8 @@ from stage_origins import OriginConnection
 from tls_stage import Authority, client_trust
 from twisted.internet.threads import deferToThread
 
+from awesomeproxy.proxy.stream import LINGER
+
 TIMEOUTS = H2C.timeouts
 daemons = twisted_fixture(a_daemon_stage)
 
@@ -93,7 +95,7 @@ async def test_frames_that_take_a_while_are_answered() -> None:
 
 @twisted_test
 async def test_streams_that_are_opened_and_left_end() -> None:
-    """As many as there may be, none of which sends its body: 408 for each, and room again."""
+    """As many as there may be, none of which sends its body: 408 for each, then room again."""
     async with conversation(answering) as client:
         most = H2C.max_streams
         for number in range(most):
@@ -102,6 +104,7 @@ async def test_streams_that_are_opened_and_left_end() -> None:
         await client.stage.pass_time(TIMEOUTS.body + 1)
         for number in range(most):
             assert (await client.response(2 * number + 1)).status == 408
+        await client.stage.pass_time(LINGER + 1)
         client.send(ask(2 * most + 1))
         assert (await client.response(2 * most + 1)).status == 200
 
