@@ -111,6 +111,22 @@ async def test_a_client_is_counted_on_all_listeners_that_count(
             assert not len(on.on.plane.visits)
 
 
+@twisted_test
+async def test_who_came_in_time_is_served_however_many_come_later(
+    authority: Authority, place: Path
+) -> None:
+    """There is room or not when a client comes: others do not take it during its handshake."""
+    async with edge(authority, place, answering, plane={"max_connections": 1}) as on:
+        first = TlsWire(client_trust(authority), "blog.example", drip=1)
+        await on.connected(first, on.secure_port, GET)
+        await eventually(lambda: on.on.plane.clients)
+        late = [await on.tls(data=GET), await on.plain(GET)]
+        assert not first.shaken
+        for wire in late:
+            assert (await wire.answer()).status == 503
+        assert (await first.answer()).status == 200
+
+
 # All sorts
 
 

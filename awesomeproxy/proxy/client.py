@@ -92,7 +92,12 @@ class ClientConnection(Protocol):
 
     def connectionMade(self) -> None:
         """A client has come."""
+        plane = self.plane
+        plane.client_came(self)
+        refusal = self._turned_away
         if self.arrival is None:
+            if len(plane.clients) > plane.max_connections:
+                refusal = TOO_MANY
             peer = self.transport.getPeer()
             address = getattr(peer, "host", "unix").removeprefix("::ffff:")
             if address != "unix":
@@ -102,13 +107,8 @@ class ClientConnection(Protocol):
             port = getattr(host, "port", 0)
             self.arrival = Arrival(address, getattr(peer, "port", 0), local, port)
         self.address = self.arrival.address
-        self.origin = self.plane.origin(self.arrival, self.listen)
-        self.deadline = self.plane.seconds() + self.listen.timeouts.head
-        plane = self.plane
-        plane.client_came(self)
-        refusal = self._turned_away
-        if refusal is None and len(plane.clients) > plane.max_connections:
-            refusal = TOO_MANY
+        self.origin = plane.origin(self.arrival, self.listen)
+        self.deadline = plane.seconds() + self.listen.timeouts.head
         if refusal is not None:
             self._refuse(refusal.status, refusal.reason)
 
