@@ -8,12 +8,15 @@ process id.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,18 +62,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 twisted_test: Callable[[F], F] = pytest_twisted.ensureDeferred
 twisted_fixture: Callable[[F], F] = pytest_twisted.async_yield_fixture
 
+# Below those that the kernel gives to clients; processes begin at different ones.
+PORTS = deque(random.sample(range(20_000, 32_000), 12_000))
+
 TWISTD = "from twisted.scripts.twistd import run; run()"
 TWIST = "from twisted.application.twist._twist import Twist; Twist.main()"
 COMMAND = "import sys; from awesomeproxy.control.cli import main; sys.exit(main())"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Ports that nobody listens on, none of those that the kernel gives to clients."""
+    found: list[int] = []
+    while len(found) < count:
+        port = PORTS[0]
+        PORTS.rotate(-1)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            found.append(port)
+    return found
 
 
 @dataclass

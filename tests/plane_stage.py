@@ -29,7 +29,7 @@ from awesomeproxy.proxy.site import LiveSite
 F = TypeVar("F", bound=Callable[..., Any])
 twisted_test: Callable[[F], F] = pytest_twisted.ensureDeferred
 
-GUARD = 10.0  # real seconds after which a test has hung; nothing is measured with it
+GUARD = 30.0  # real seconds after which a test has hung; nothing is measured with it
 END = b"\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: blog.example\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
