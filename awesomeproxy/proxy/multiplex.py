@@ -5,6 +5,7 @@ compresses fields.  Here
 
 - a GOAWAY, sent or received, ends nothing but new streams: those that are open go on,
   as RFC 9113, section 6.8 has it;
+- what is ready to be sent is sent, even if a GOAWAY has come before that was done;
 - fields and lengths are not judged by the library, which would end the whole connection for one bad
   request and looks at each character in Python; :mod:`awesomeproxy.proxy.messages`
   judges them, and refuses the one stream;
@@ -125,6 +126,9 @@ class Multiplex(H2Connection):
                 code = ErrorCodes.PROTOCOL_ERROR
                 events.append(StreamReset(stream_id=number, error_code=code, remote_reset=False))
         return events
+
+    def clear_outbound_data_buffer(self) -> None:
+        """Do nothing: the library would drop what is ready to be sent, for a GOAWAY."""
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
         stream = super()._begin_new_stream(stream_id, allowed_ids)
