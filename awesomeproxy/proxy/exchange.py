@@ -147,8 +147,10 @@ class Exchange:
         if server.server.http2:
             # A server that closes such a connection says which requests it has not looked
             # at, so that there is no race that only fresh ones would be safe from.
-            self.connection = ServerStream(site, server, self)
-            self.connection.connect(site.site.timeouts.connect)
+            stream = self.connection = ServerStream(site, server, self)
+            stream.connect(site.site.timeouts.connect)
+            if self.connection is stream and not stream.ready:
+                self._hold_body()
             return
         connection: ICarrier | None = None
         if server.idle and not self.sends:
@@ -159,8 +161,7 @@ class Exchange:
             elif site.site.reuse_unsafe:
                 connection = server.take_proved(now, now - site.site.reuse_unsafe)
         if connection is None:
-            if not self.request.complete and self.client is not None:
-                self.client.hold_body()
+            self._hold_body()
             connection = self.connection = ServerConnection(site, server, self)
             connection.connect(site.site.timeouts.connect)
         else:
@@ -168,6 +169,11 @@ class Exchange:
             server.busy += 1
             self.connection = connection
             self._send(connection, now)
+
+    def _hold_body(self) -> None:
+        """There is nobody yet to send it to."""
+        if not self.request.complete and self.client is not None:
+            self.client.hold_body()
 
     def connected(self, connection: ICarrier) -> None:
         """A fresh connection is there."""
