@@ -129,6 +129,8 @@ class Frames:
                 raise TooLong("a SETTINGS that acknowledges is not empty")
         elif kind == WINDOW_UPDATE:
             return self._look_at_increment(head, payload)
+        elif kind == PRIORITY:
+            self.idle += 1
         elif kind > CONTINUATION:
             self.idle += 1
             return b""

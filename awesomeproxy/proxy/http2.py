@@ -24,7 +24,6 @@ from h2.events import (
     Event,
     PingAckReceived,
     PingReceived,
-    PriorityUpdated,
     RemoteSettingsChanged,
     RequestReceived,
     StreamReset,
@@ -57,6 +56,8 @@ PATIENCE = 1000.0  # how much work may lead nowhere, at once ...
 CALMING = 100.0  # ... and how much of it is forgotten in a second
 RESET = 4.0  # what a stream that is reset costs of it; other things cost 1
 PING = b"farewell"  # its echo says that nothing of the client's is on its way any more
+ANSWERED = 2.0  # what an answer gives back: a client opens windows for it, or pings
+ROOM = 256 * 1024  # bytes that a client may leave untaken and still be read from
 TURN = 4  # frames that a stream sends before it is the next one's turn
 
 
@@ -101,6 +102,7 @@ class Http2Connection(Protocol):
         self._receiving = False
         self._flushing = False  # it will be written at the end of the reactor's turn
         self._full = False  # the client's socket
+        self._deaf = False  # nothing is read, until the client takes what there is
         self._closing = False  # it ends with the streams there are
         self._echo_due = False  # streams may still come that were sent before we said so
         self._lingering = False
@@ -127,6 +129,7 @@ class Http2Connection(Protocol):
         if self.arrival.counted:
             self.plane.visits.leave(self.address)
         self.plane.client_left(self)
+        self._lingering = True  # there is nobody left to be told anything
         for stream in list(self._streams.values()):
             stream.gone()
 
@@ -145,6 +148,8 @@ class Http2Connection(Protocol):
                 handle = HANDLERS.get(type(event))
                 if handle is not None:
                     handle(self, event)
+                if self._lingering:
+                    return
             frames = self._h2.frames
             if frames.idle:
                 self._annoyed(frames.idle)
@@ -181,6 +186,10 @@ class Http2Connection(Protocol):
         data = self._h2.data_to_send()
         if data and not self._lingering:
             self.transport.write(data)
+            if self._full and not self._deaf and self.transport.unsent > ROOM:
+                # Heads have no windows: who takes none is not listened to either.
+                self._deaf = True
+                self.transport.pauseProducing()
 
     # What has happened
 
@@ -289,6 +298,8 @@ class Http2Connection(Protocol):
             self._h2.increment_flow_control_window(size, stream.number)
         except ProtocolError:
             return  # the client has reset it, and we have not come to know
+        except KeyError:
+            return  # the same, and the library has forgotten it
         self._flush()
 
     def send_head(self, stream: Stream, fields: list[Field], last: bool) -> None:
@@ -367,7 +378,7 @@ class Http2Connection(Protocol):
         self._flush()
 
     def _reset(self, number: int, code: ErrorCodes) -> None:
-        if code is ErrorCodes.PROTOCOL_ERROR:
+        if code in (ErrorCodes.PROTOCOL_ERROR, ErrorCodes.CANCEL):
             self._annoyed(RESET)  # what it has asked for may be at work all the same
         try:
             self._h2.reset_stream(number, code)
@@ -378,6 +389,8 @@ class Http2Connection(Protocol):
         """Forget a stream that has ended."""
         del self._streams[stream.number]
         self._waiting.pop(stream, None)
+        if stream.end_sent and self._patience < self._most_patience:
+            self._patience += ANSWERED
         if self._streams or self._lingering:
             return
         if not self._echo_due:
@@ -400,7 +413,13 @@ class Http2Connection(Protocol):
     def resumeProducing(self) -> None:
         """It has taken what there was."""
         self._full = False
+        self._hear()
         self._send_waiting()
+
+    def _hear(self) -> None:
+        if self._deaf:
+            self._deaf = False
+            self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
         """The client is gone."""
@@ -431,6 +450,7 @@ class Http2Connection(Protocol):
     def _no_more(self) -> None:
         """The client knows that the proxy stops: what it has asked until now is the last."""
         self._echo_due = False
+        self.deadline = NEVER
         self._last = self._h2.highest_inbound_stream_id
         self._h2.say_goodbye(self._last)
         self._flush()
@@ -452,6 +472,7 @@ class Http2Connection(Protocol):
             stream.gone()
         self.deadline = self.plane.seconds() + LINGER
         self.transport.unregisterProducer()
+        self._hear()
         self.transport.loseWriteConnection()
 
     def abort(self) -> None:
@@ -468,7 +489,6 @@ HANDLERS: dict[type[Event], Callable[[Http2Connection, Any], None]] = {
     WindowUpdated: Http2Connection._window,
     RemoteSettingsChanged: Http2Connection._settings,
     PingReceived: Http2Connection._ping,
-    PriorityUpdated: Http2Connection._ping,
     PingAckReceived: Http2Connection._echo,
     ConnectionTerminated: Http2Connection._goodbye,
 }

@@ -115,6 +115,7 @@ class Stream:
 
     def _ask_for_websocket(self) -> None:
         """RFC 8441, section 5: what HTTP/1.1 needs for its handshake, HTTP/2 does without."""
+        self.request.take(b"sec-websocket-key")
         self._key = base64.b64encode(os.urandom(16))
         self.request.fields.append((b"Sec-WebSocket-Key", self._key))
 
@@ -170,6 +171,7 @@ class Stream:
             if self._tunnel is not None:
                 self._tunnel.close()
             elif self.exchange is not None:
+                self.connection.reset(self, ErrorCodes.CANCEL)
                 self.gone()
 
     def _ask(self) -> None:
@@ -189,7 +191,7 @@ class Stream:
     @property
     def kept(self) -> int:
         """Bytes of memory that may be taken beside those of the request: its window."""
-        return 0 if self.request.complete else WINDOW
+        return 0 if self.request.complete and not self.request.upgrade else WINDOW
 
     def has_left(self) -> bool:
         """Whether it has gone, though nothing of it was read that says so."""
@@ -229,6 +231,9 @@ class Stream:
         """Send what has come of a response, as far as the client takes it."""
         last = response.complete
         if head:
+            if self.request.upgrade and 200 <= response.status < 300:
+                # A server that has not switched has not agreed, but here this would say so.
+                response.status = exchange.status = 502
             hsts = exchange.site.hsts if self.arrival.tls else b""
             more = added(response, exchange.held, hsts) if hsts or exchange.held else []
             ends = last and not response.chunks and not response.trailers
@@ -415,7 +420,7 @@ class Stream:
             self._stop_client()
         elif self._tunnel is not None:
             self._tunnel.expired(now)
-        elif self.unsent:
+        elif self.unsent or (self._ended and not self.end_sent):
             if self._sent == self._sent_seen:
                 self.abort()
             else:
