@@ -15,6 +15,7 @@ Field = tuple[bytes, bytes]
 OWS = b" \t"
 COLON = b": "
 CRLF = b"\r\n"
+DIGITS = 18  # of a number that is taken for one
 REMEMBERED = 2048  # spellings of names; strangers can invent them
 LONGEST = 64  # bytes of a name that is worth remembering
 
@@ -48,6 +49,11 @@ def find(fields: Iterable[Field], wanted: bytes) -> bytes | None:
         if name.lower() == wanted:
             return value.strip(OWS)
     return None
+
+
+def number(value: bytes) -> int:
+    """The number that ``value`` is; -1: it is none, or too large to be meant."""
+    return int(value) if value.isdigit() and len(value) <= DIGITS else -1
 
 
 class Kinds(dict[bytes, bytes]):

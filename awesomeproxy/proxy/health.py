@@ -128,7 +128,7 @@ class _Http2Check(_Check):
         try:
             for event in self._h2.receive_data(data):
                 if isinstance(event, ResponseReceived):
-                    self.judge(response_of(event.headers, True).status)
+                    self.judge(response_of(event.headers).status)
                 elif isinstance(event, RemoteSettingsChanged) and not self._fields:
                     self.end(None)
                 elif isinstance(event, StreamReset | ConnectionTerminated):

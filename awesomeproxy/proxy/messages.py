@@ -3,7 +3,7 @@
 In HTTP/2 a message is a list of fields, of which the first, with names that begin with a
 colon, stand for HTTP/1.1's first line (RFC 9113, section 8.3).  What is read here may be
 written to a server in HTTP/1.1, so that nothing may pass which would mean something else
-there: no line ends in values, no spaces in targets, no names that are no tokens.
+there: no control characters in values, no spaces in targets, no names that are no tokens.
 
 What is malformed raises :class:`Malformed`: the stream is reset (section 8.1.1).  What is
 well-formed and not for this proxy is answered, with a status.
@@ -15,21 +15,28 @@ import re
 from collections.abc import Iterable
 
 from awesomeproxy.model import Listen
-from awesomeproxy.proxy.fields import NOT_IN_TRAILERS, OWS, REMEMBERED, Field, size_of, without
+from awesomeproxy.proxy.fields import (
+    NOT_IN_TRAILERS,
+    OWS,
+    REMEMBERED,
+    Field,
+    number,
+    size_of,
+    without,
+)
 from awesomeproxy.proxy.requests import KINDS, Refusal, Request
 from awesomeproxy.proxy.responses import Response
 
 NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+\Z")  # a token, in lower case
 METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 TARGET = re.compile(rb"[!-~\x80-\xff]+\Z")
-BAD_VALUE = re.compile(rb"[\x00\r\n]")
+BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, section 5.5
 PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
 CONNECTION = frozenset(  # RFC 9113, section 8.2.2
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 ONCE = frozenset((b"host", b"content-length", b"max-forwards", b"expect"))
 BODILESS = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"))  # if none is announced
-WEBSOCKET_FIELDS = (b"sec-websocket-key", b"sec-websocket-accept")
 
 
 class Malformed(Exception):
@@ -86,7 +93,7 @@ def _parted(fields: list[Field], known: frozenset[bytes]) -> tuple[dict[bytes, b
         count += 1
     rest = fields[count:]
     if BAD_VALUE.search(b"".join([value for _, value in fields])):
-        raise Malformed("a value has a line end or a zero byte")
+        raise Malformed("a value has a control character")
     _check(rest)  # which finds pseudo fields behind others
     return pseudo, rest
 
@@ -165,9 +172,9 @@ def _judge(request: Request, special: dict[bytes, bytes]) -> Refusal | None:
         return None
     length = special.get(b"content-length")
     if length is not None:
-        if not length.isdigit() or (request.complete and int(length)):
+        request.length = number(length)
+        if request.length < 0 or (request.complete and request.length):
             raise Malformed("the length is not the body's")
-        request.length = int(length)
     te = special.get(b"te")
     if te is not None:
         if te.lower() != b"trailers":
@@ -243,10 +250,9 @@ def trailer_fields(trailers: list[Field]) -> list[Field]:
     return lowered(without(trailers, NOT_IN_TRAILERS))
 
 
-def response_of(fields: list[Field], head_only: bool) -> Response:
+def response_of(fields: list[Field]) -> Response:
     """The response that ``fields`` begin.
 
-    :param head_only: it answers HEAD.
     :raise Malformed: they are none.
     """
     pseudo, rest = _parted(fields, frozenset((b":status",)))
@@ -259,11 +265,9 @@ def response_of(fields: list[Field], head_only: bool) -> Response:
     response.status = int(status)
     for name, value in rest:
         if name == b"content-length":
-            if not value.isdigit() or response.length >= 0:
+            if response.length >= 0 or number(value) < 0:
                 raise Malformed("there is no length, or more than one")
-            response.length = int(value)
+            response.length = number(value)
         elif name != b"te":
             response.fields.append((name, value))
-    if response.status in (204, 304) or head_only:
-        response.chunked = False
     return response

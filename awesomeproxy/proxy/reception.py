@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from awesomeproxy.model import Listen
 from awesomeproxy.proxy.answers import Answer, explain, plain
 from awesomeproxy.proxy.arrival import Arrival
+from awesomeproxy.proxy.fields import number
 from awesomeproxy.proxy.heads import Origin
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.router import BadHost
@@ -101,9 +102,9 @@ def _travelled(plane: Plane, request: Request) -> Answer | None:
         )
     if request.max_forwards is not None and request.method in (b"OPTIONS", b"TRACE"):
         # RFC 9110, section 7.6.2
-        if not request.max_forwards.isdigit():
+        left = number(request.max_forwards)
+        if left < 0:
             return explain(400, "Max-Forwards is not a number.", request)
-        left = int(request.max_forwards)
         if left == 0:
             return explain(200, "Max-Forwards ended here.", request)
         request.max_forwards = b"%d" % (left - 1)

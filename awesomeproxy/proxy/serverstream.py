@@ -13,12 +13,12 @@ from h2.errors import ErrorCodes
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from awesomeproxy.proxy.fields import Field
+from awesomeproxy.proxy.fields import Field, size_of
 from awesomeproxy.proxy.heads import Origin, forwarded_fields
 from awesomeproxy.proxy.interfaces import ICarrier, IClient
 from awesomeproxy.proxy.messages import Malformed, lowered, response_of, trailer_fields, trailers_of
 from awesomeproxy.proxy.requests import Request
-from awesomeproxy.proxy.responses import AWAITED, Response
+from awesomeproxy.proxy.responses import AWAITED, MAX_HEAD, Response
 from awesomeproxy.proxy.servers import LiveServer
 from awesomeproxy.proxy.session import WINDOW, ServerSession
 from awesomeproxy.proxy.sweep import NEVER
@@ -52,6 +52,8 @@ class ServerStream:
     _paused = False  # the client takes the response more slowly than it comes
     _owed = 0  # bytes taken that the server was not told of
     _received = 0  # bytes of the body
+    _interim = 0  # bytes of interim responses
+    _bodiless = False  # whatever length the response says, nothing comes (RFC 9110, 6.4.1)
 
     def __init__(self, site: LiveSite, server: LiveServer, exchange: Exchange) -> None:
         self.site = site
@@ -181,17 +183,31 @@ class ServerStream:
         """The head of a response."""
         self.heard = True
         try:
-            response = response_of(fields, self._head_only)
-        except Malformed as fault:
-            self._told(str(fault))
+            response = response_of(fields)
+        except Malformed as malformed:
+            self._told(str(malformed))
             return
+        fault = ""
         if response.status < 200:
             self.interims.append(response)
+            self._interim += size_of(fields)
+            if self._interim > MAX_HEAD:
+                fault = f"its interim responses are longer than {MAX_HEAD} bytes"
         else:
+            self._bodiless = self._head_only or response.status in (204, 304)
             response.head_complete = True
-            response.complete = last
             self.response = response
-        self._told("")
+            fault = self._length_fault(last)
+            response.complete = last and not fault
+        self._told(fault)
+
+    def _length_fault(self, last: bool) -> str:
+        """What is wrong with the length of the body, which may have ended."""
+        length = self.response.length
+        if self._bodiless or length < 0:
+            return ""
+        left = length - self._received
+        return "its body is not as long as it said" if left < 0 or (last and left) else ""
 
     def body_came(self, data: bytes, length: int, last: bool) -> None:
         """Part of the body.
@@ -200,13 +216,15 @@ class ServerStream:
         """
         response = self.response
         self._owed += length
+        if data and self._bodiless:
+            response.complete = True  # with its head
+            self._told("it has a body, and must not have one")
+            return
         if data:
             response.chunks.append(data)
             self._received += len(data)
-        fault = ""
-        left = response.length - self._received
-        if response.length >= 0 and not self._head_only and (left < 0 or (last and left)):
-            fault = "its body is not as long as it said"
+        fault = self._length_fault(last)
+        if fault:
             response.chunks.clear()
         response.complete = last and not fault
         self._told(fault)
@@ -214,10 +232,10 @@ class ServerStream:
 
     def trailers_came(self, fields: list[Field]) -> None:
         """The end of the body, with trailers."""
-        fault = ""
+        fault = self._length_fault(True)
         try:
             self.response.trailers = trailers_of(fields)
-            self.response.complete = True
+            self.response.complete = not fault
         except Malformed as malformed:
             fault = str(malformed)
         self._told(fault)
@@ -318,6 +336,8 @@ def _request_fields(request: Request, origin: Origin, via: bytes, scheme: bytes)
         fields.append((b"content-length", b"%d" % request.length))
     if request.te_trailers:
         fields.append((b"te", b"trailers"))
+    if request.max_forwards is not None:
+        fields.append((b"max-forwards", request.max_forwards))
     if request.expects_continue:
         fields.append((b"expect", b"100-continue"))
     return fields + lowered(forwarded_fields(request, origin, via))
