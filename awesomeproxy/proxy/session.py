@@ -23,9 +23,9 @@ from h2.events import (
     DataReceived,
     Event,
     InformationalResponseReceived,
-    PingAckReceived,
     RemoteSettingsChanged,
     ResponseReceived,
+    SettingsAcknowledged,
     StreamReset,
     TrailersReceived,
     WindowUpdated,
@@ -67,7 +67,9 @@ class ServerSession(Protocol):
         self.waiting: list[ServerStream] = []  # until it is open
         self._streams: dict[int, ServerStream] = {}
         self._blocked: dict[ServerStream, None] = {}
-        self._cancelled: dict[bytes, ServerStream] = {}  # by the PING whose echo is awaited
+        self._cancelled: dict[int, ServerStream] = {}  # until the server has heard of it, ...
+        self._probed: list[int] = []  # ... which for these it is about to say
+        self._unacknowledged = 1  # SETTINGS
         self._full = False  # the server's socket
         self._closing = False
         self._gone = False
@@ -208,6 +210,8 @@ class ServerSession(Protocol):
             self._h2.increment_flow_control_window(size, stream.number)
         except ProtocolError:
             return
+        except KeyError:
+            return  # the library has forgotten it
         self._flush()
 
     def over(self, stream: ServerStream, code: ErrorCodes | None) -> None:
@@ -217,11 +221,11 @@ class ServerSession(Protocol):
         """
         if stream in self.waiting:
             self.waiting.remove(stream)
-        elif stream in self._cancelled.values():
-            del self._cancelled[stream.number.to_bytes(8, "big")]
+        elif self._cancelled.get(stream.number) is stream:
+            del self._cancelled[stream.number]
         elif self._streams.pop(stream.number, None) is not None:
             self._blocked.pop(stream, None)
-            if not (stream.response.complete and stream.end_sent):
+            if code is not None or not (stream.response.complete and stream.end_sent):
                 with contextlib.suppress(ProtocolError):  # it is closed already
                     self._h2.reset_stream(stream.number, code or ErrorCodes.NO_ERROR)
                 self._flush()
@@ -230,22 +234,36 @@ class ServerSession(Protocol):
     def cancel(self, stream: ServerStream) -> None:
         """Reset a stream, and tell it when the server has heard of that.
 
-        Frames are heard in order, so that a PING behind the reset comes back after it.
+        Frames are heard in order, so that SETTINGS behind the reset, which change nothing,
+        are acknowledged after it.  PING would do as well, but servers of gRPC part with
+        whoever sends more than a few.
         """
         del self._streams[stream.number]
         self._blocked.pop(stream, None)
-        echo = stream.number.to_bytes(8, "big")
-        self._cancelled[echo] = stream
+        self._cancelled[stream.number] = stream
         with contextlib.suppress(ProtocolError):  # it is closed already
             self._h2.reset_stream(stream.number, ErrorCodes.CANCEL)
-        self._h2.ping(echo)
+        if not self._probed:
+            self._probe()
         self._flush()
 
-    def _echo(self, event: PingAckReceived) -> None:
-        stream = self._cancelled.pop(event.ping_data, None)
-        if stream is not None:
-            stream.cancelled()
-            self._rest()
+    def _probe(self) -> None:
+        self._probed = list(self._cancelled)
+        self._unacknowledged += 1
+        self._h2.update_settings({})
+
+    def _acknowledged(self, event: SettingsAcknowledged) -> None:
+        self._unacknowledged -= 1
+        if self._unacknowledged or not self._probed:
+            return
+        probed, self._probed = self._probed, []
+        for number in probed:
+            stream = self._cancelled.pop(number, None)
+            if stream is not None:
+                stream.cancelled()
+        if self._cancelled:
+            self._probe()
+        self._rest()
 
     @property
     def _busy(self) -> bool:
@@ -346,7 +364,11 @@ class ServerSession(Protocol):
                 del self._streams[number]
                 self._blocked.pop(stream, None)
                 exchange = stream.dropped()
-                if exchange is not None:
+                if exchange is None:
+                    continue
+                if stream.heard:  # so it is not true
+                    exchange.lost(stream, clean=False)
+                else:
                     exchange.not_taken(stream, "it has closed the connection")
         self._rest()
 
@@ -420,7 +442,11 @@ class ServerSession(Protocol):
         self.site.plane.sweep.remove(self)
         streams = list(self._streams.values())
         self._streams.clear()
+        cancelled = list(self._cancelled.values())
+        self._cancelled.clear()
         self._forget()
+        for stream in cancelled:
+            stream.cancelled()
         for stream in streams:
             exchange = stream.dropped()
             if exchange is not None:
@@ -444,7 +470,7 @@ HANDLERS: dict[type[Event], Callable[[ServerSession, Any], None]] = {
     ResponseReceived: ServerSession._head,
     DataReceived: ServerSession._data,
     TrailersReceived: ServerSession._trailers,
-    PingAckReceived: ServerSession._echo,
+    SettingsAcknowledged: ServerSession._acknowledged,
     StreamReset: ServerSession._was_reset,
     WindowUpdated: ServerSession._window,
     RemoteSettingsChanged: ServerSession._settings,
