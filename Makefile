@@ -28,7 +28,7 @@ reference: $(VENV)/.load
 
 test: $(VENV)/.test
 	@.ci/packages pebble:pebble slowhttptest:slowhttptest h2load:nghttp2-client
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
