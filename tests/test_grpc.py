@@ -184,6 +184,23 @@ async def test_a_client_may_be_silent_for_as_long_as_it_likes() -> None:
 
 
 @twisted_test
+async def test_a_call_in_which_nobody_speaks_any_more_ends() -> None:
+    """What bounds other connections without a byte either way, ``timeouts.tunnel``, does here."""
+    async with calling() as (on, _service, channel):
+        more = threading.Event()
+
+        def messages() -> Iterator[bytes]:
+            yield b"1"
+            more.wait(SECONDS)
+
+        future = channel.stream_unary("/Test/add").future(messages())
+        await eventually(lambda: on.gate.in_flight, "the call")
+        await on.pass_time(on.site.timeouts.tunnel + LISTEN.timeouts.body + 1)
+        assert isinstance(await deferToThread(future.exception, SECONDS), grpc.RpcError)
+        more.set()
+
+
+@twisted_test
 async def test_a_cancelled_call_stops_at_the_server() -> None:
     """A client that leaves is not waited for in vain: the server hears of it, and stops."""
     async with calling() as (on, service, channel):

@@ -195,7 +195,7 @@ class Http2Connection(Protocol):
 
     def _request(self, event: RequestReceived) -> None:
         number: int = event.stream_id
-        if number > self._last or len(self._streams) >= self.listen.max_streams:
+        if number > self._last or not self._has_room():
             self._reset(number, ErrorCodes.REFUSED_STREAM)
             self._annoyed(RESET)
             return
@@ -211,6 +211,16 @@ class Http2Connection(Protocol):
         if not self._echo_due:
             self.deadline = NEVER
         stream.begin(self._turned_away or refusal)
+
+    def _has_room(self) -> bool:
+        """Whether one more stream may be, if need be instead of one that is answered."""
+        if len(self._streams) < self.listen.max_streams:
+            return True
+        for stream in self._streams.values():
+            if stream.lingers:
+                stream.stop_client()
+                return True
+        return False
 
     def _data(self, event: DataReceived) -> None:
         length: int = event.flow_controlled_length

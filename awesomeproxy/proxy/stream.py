@@ -302,7 +302,7 @@ class Stream:
 
     def _over(self) -> None:
         if self.request.upgrade:
-            self._stop_client()
+            self.stop_client()
         elif self.request.complete:
             self._leave()
         elif not self._lingers:
@@ -312,7 +312,12 @@ class Stream:
             self.deadline = self.connection.plane.seconds() + LINGER
             self._watch()
 
-    def _stop_client(self) -> None:
+    @property
+    def lingers(self) -> bool:
+        """Whether it stays only for its client to look at the answer."""
+        return self._lingers
+
+    def stop_client(self) -> None:
         """RFC 9113, section 8.1: what it still sends is not wanted."""
         self.connection.reset(self, ErrorCodes.NO_ERROR)
         self._leave()
@@ -399,11 +404,21 @@ class Stream:
             self.connection.plane.sweep.add(self)
 
     def _watch_body(self, now: float) -> None:
-        if (self.request.field(b"content-type") or b"").startswith(GRPC):
-            return  # a conversation, in which either side may be silent for as long as it likes
         self._seen = self.request.received
+        self._sent_seen = self._sent
         self.deadline = now + self.connection.listen.timeouts.body
+        if self._converses:
+            assert self.exchange is not None
+            self.deadline = now + self.exchange.site.site.timeouts.tunnel
         self._watch()
+
+    @property
+    def _converses(self) -> bool:
+        """Whether it is a call of gRPC, in which either side may be silent for long."""
+        exchange = self.exchange
+        if exchange is None or exchange.server is None or not exchange.server.server.http2:
+            return False
+        return (self.request.field(b"content-type") or b"").startswith(GRPC)
 
     def watch_writing(self, now: float) -> None:
         """The client is slower than its response: see that it takes it at all."""
@@ -417,7 +432,7 @@ class Stream:
         self.deadline = NEVER
         exchange = self.exchange
         if self._lingers:
-            self._stop_client()
+            self.stop_client()
         elif self._tunnel is not None:
             self._tunnel.expired(now)
         elif self.unsent or (self._ended and not self.end_sent):
@@ -433,6 +448,9 @@ class Stream:
         came = self.request.received - self._seen + self.connection.incomplete
         # Nobody is late who may not send, or has been told to wait.
         waits = self._waits or self._full or self.request.awaits_continue
+        if self._converses and (came or self._sent != self._sent_seen):
+            self._watch_body(now)
+            return
         if waits or came >= listen.body_rate * listen.timeouts.body:
             self._watch_body(now)
             return
