@@ -216,8 +216,8 @@ class AcmeStage:
         for keeper in self.keepers:
             keeper.stop()
         await self.pebble.stop()
-        for keeper in self.keepers:
-            await until(lambda threads=keeper.threads: not threads.running, "the last answer")
+        threads = [keeper.threads for keeper in self.keepers]
+        await until(lambda: not any(each.running for each in threads), "the last answers")
         for close in reversed(self.closing):
             await maybeDeferred(close)
 

@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, providedBy
 
 from awesomeproxy.model import Backend, Desired, Listen, Mode, Placement, Server, Site
+from awesomeproxy.proxy.client import ClientConnection
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.proxy.site import LiveSite
 
@@ -343,6 +344,13 @@ class Stage:
     @property
     def live(self) -> LiveSite:
         return self.plane.sites["blog"]
+
+    @property
+    def client(self) -> ClientConnection:
+        """The only client, as the plane has it."""
+        (there,) = self.plane.clients
+        assert isinstance(there, ClientConnection)
+        return there
 
     @property
     def gate(self) -> Any:

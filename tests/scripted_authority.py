@@ -135,8 +135,8 @@ class ScriptedAuthority(Resource):
         for request in self._hanging:
             if request.channel is not None:
                 request.loseConnection()
-        for keeper in self.keepers:
-            await until(lambda threads=keeper.threads: not threads.running, "the last answer")
+        threads = [keeper.threads for keeper in self.keepers]
+        await until(lambda: not any(each.running for each in threads), "the last answers")
         await maybeDeferred(self._port.stopListening)
 
 

@@ -389,7 +389,7 @@ async def test_a_long_response_is_not_kept_for_a_slow_client(
         wire.stop_reading()
         pump = Pump(server, LONG)
         (there,) = on.on.plane.clients
-        transport: Any = there.transport  # type: ignore[attr-defined]
+        transport: Any = there.transport
         await eventually(lambda: transport.unsent)
         await turns(50)
         assert pump.left > LONG / 2
@@ -411,7 +411,7 @@ async def test_a_long_request_is_not_kept_for_a_slow_server(
         server.stop_reading()
         pump = Pump(wire, LONG)
         (connection,) = on.on.live.connections
-        transport: Any = connection.transport  # type: ignore[attr-defined]
+        transport: Any = connection.transport
         await eventually(lambda: transport.unsent)
         await turns(50)
         assert pump.left > LONG / 4

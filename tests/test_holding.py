@@ -167,7 +167,7 @@ async def test_the_body_of_a_held_request_stays_in_the_kernel() -> None:
         client = await s.connect(post(body))
         await s.held()
         await turns(50)
-        (there,) = s.plane.clients
+        there = s.client
         assert there.exchange is not None
         assert there.exchange.request.received <= 2 * 65536
         s.place()

@@ -71,7 +71,7 @@ async def test_a_long_response_is_not_kept_for_a_slow_client() -> None:
         await one_request(server)
         server.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LONG)
         await client.until(END)
-        (there,) = s.plane.clients
+        there = s.client
         client.stop_reading()
         pump = Pump(server, LONG)
         sink = become_sink(client)
@@ -146,7 +146,7 @@ async def test_the_connections_of_a_slow_download_can_be_used_again() -> None:
         server = await s.origin.accept()
         await one_request(server)
         server.write(ok(body))
-        (there,) = s.plane.clients
+        there = s.client
         await eventually(lambda: there.transport.unsent)
         client.read_on()
         assert (await client.answer()).body == body
@@ -181,7 +181,7 @@ async def test_a_body_is_left_in_the_kernel_while_a_connection_is_opened() -> No
         client = await s.connect(post(b"x" * 5_000_000))
         await s.held()
         await turns(20)
-        (there,) = s.plane.clients
+        there = s.client
         assert there.exchange is not None
         assert sum(map(len, there.exchange.request.chunks)) <= 2 * 65536
         s.origin.listen()
@@ -215,7 +215,7 @@ async def test_a_server_that_takes_a_body_slowly_is_not_late() -> None:
         server = await s.origin.accept()
         await server.until(END)
         server.stop_reading()
-        (there,) = s.plane.clients
+        there = s.client
         exchange = there.exchange
         assert exchange is not None
         assert exchange.connection is not None
@@ -328,6 +328,6 @@ async def test_small_answers_need_no_second_look() -> None:
     async with stage(answering) as s:
         client = await s.connect(GET)
         assert (await client.answer()).status == 200
-        (there,) = s.plane.clients
+        there = s.client
         assert there.transport.producer is None
         assert not there.transport.unsent

@@ -86,6 +86,7 @@ class IClient(IPushProducer):
 class IVisitor(Interface):
     """A connection that a client has opened, whatever it is used for."""
 
+    transport: Any = Attribute("What it writes to.")
     deadline: float = Attribute("When it is too late for what it does, or is waited for.")
 
     def expired(now: float) -> None:
@@ -155,6 +156,8 @@ class ICarrier(IPushProducer):
 
 class IServerLink(Interface):
     """A connection to a server, of whatever version: what a drain waits for."""
+
+    transport: Any = Attribute("What it writes to.")
 
     def carriers() -> list[ICarrier]:
         """Those that carry an exchange at present."""
