@@ -1,0 +1,307 @@
+"""Commands on a node: this one's by themselves, another's through ``ssh``.
+
+A command that is given up (cancelled, or late) is ended with all that it has started here,
+and one whose daemon dies is ended by the kernel.  On another node it is ssh's going that
+ends it: its input ends and nobody takes its output.
+
+Connections of ssh are shared (``ControlMaster``), since one costs a good part of a second,
+and are given up when the other side has been silent for some seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+TIME = 60.0  # seconds that a command may take, unless it says otherwise
+KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last ones
+LOOK_EVERY = 0.25  # seconds between looks how much a pipe has carried
+SPLICED = 1 << 20  # bytes that are carried at one go, at the most
+# A group of its own, so that all of it can be ended; and not outliving the daemon.
+_LEASH = ("setsid", "setpriv", "--pdeathsig", "KILL", "--")
+_SSH = (
+    "ssh",
+    "-oBatchMode=yes",
+    "-oConnectTimeout=5",
+    "-oServerAliveInterval=2",
+    "-oServerAliveCountMax=3",
+    "-oControlMaster=auto",
+    "-oControlPersist=60",
+)
+
+
+class ShellError(Exception):
+    """A command has failed, or was too late; the message has what it said of that."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status  # what it ended with; None: it was ended, or never began
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How commands come to a node."""
+
+    name: str
+    ssh: str = ""  # as ssh(1) takes it: a host, user@host, or a name in its configuration
+    config: str = ""  # ssh's configuration file; empty: the daemon's user's own
+
+
+class Shell:
+    """Runs commands on one node."""
+
+    def __init__(self, reactor: Any, reach: Reach, control: str = "") -> None:
+        """
+        :param control: a directory for the sockets of shared connections.
+        """
+        self.reach = reach
+        self._reactor = reactor
+        self._control = control
+
+    def __repr__(self) -> str:
+        return f"<Shell on {self.reach.name}>"
+
+    @property
+    def local(self) -> bool:
+        """Whether it is this node."""
+        return not self.reach.ssh
+
+    def ssh(self) -> list[str]:
+        """The words of an ssh command up to, and without, the destination."""
+        words = list(_SSH)
+        if self._control:
+            words.append(f"-oControlPath={self._control}/%C")
+        if self.reach.config:
+            words.append(f"-F{self.reach.config}")
+        return words
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """What has to be run here for ``argv`` to run there."""
+        if self.local:
+            return list(argv)
+        return [*self.ssh(), self.reach.ssh, "--", shlex.join(argv)]
+
+    async def run(
+        self, *argv: str, input: bytes = b"", time: float = TIME, env: dict[str, str] | None = None
+    ) -> str:
+        """What ``argv`` has printed.
+
+        :param input: what it can read.
+        :param time: seconds that it may take.
+        :param env: added to its environment, here or there.
+        :raise ShellError: it has failed, or taken too long.
+        """
+        if env:
+            argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
+        running = _Running(self._reactor, self.command(argv), self._says(argv))
+        try:
+            return (await running.start(input, time)).decode(errors="replace")
+        except BaseException:
+            await running.end()
+            raise
+
+    async def pipe(
+        self,
+        argv: Sequence[str],
+        to: Shell,
+        to_argv: Sequence[str],
+        *,
+        progress: Callable[[int], None] = lambda size: None,
+        time: float,
+    ) -> int:
+        """Run ``argv`` here and ``to_argv`` on ``to``, which reads what the first one prints.
+
+        The bytes go from pipe to pipe inside the kernel.
+
+        :param progress: told from time to time how many bytes have been carried.
+        :return: how many there were.
+        :raise ShellError: one of them has failed, or both together have taken too long.
+        """
+        sender = _Running(self._reactor, self.command(argv), self._says(argv))
+        taker = _Running(self._reactor, to.command(to_argv), to._says(to_argv))
+        relay = _Relay(self._reactor)
+        meter = LoopingCall(lambda: progress(relay.size))
+        meter.clock = self._reactor
+        try:
+            with relay.ends() as (writing, reading):
+                given = sender.start(b"", time, output=writing)
+                taken = taker.start(b"", time, input_from=reading)
+            measured = meter.start(LOOK_EVERY)
+            try:
+                await _both(given, taken)
+                await relay.done
+            finally:
+                meter.stop()
+                await measured
+        except BaseException:
+            await sender.end()
+            await taker.end()
+            await relay.done
+            raise
+        progress(relay.size)
+        return relay.size
+
+    async def close(self) -> None:
+        """Let go of a shared connection."""
+        if not self.local and self._control:
+            with suppress(ShellError):
+                ended = [*self.ssh(), "-Oexit", self.reach.ssh]
+                running = _Running(self._reactor, ended, "ssh -O exit")
+                await running.start(b"", 5.0)
+
+    def _says(self, argv: Sequence[str]) -> str:
+        where = "" if self.local else f"{self.reach.name}: "
+        text = shlex.join(argv)
+        return where + (text if len(text) <= 160 else text[:157] + "...")
+
+
+async def _both(given: Deferred[bytes], taken: Deferred[bytes]) -> None:
+    """Wait for both; what the taker says of a failure counts for more than a broken pipe."""
+    problems: list[Exception] = []
+    for waiting in (taken, given):
+        try:
+            await waiting
+        except ShellError as problem:
+            problems.append(problem)
+        except CancelledError:  # both are ended by who has called this
+            given.addErrback(lambda failure: None)
+            raise
+    if problems:
+        raise problems[0]
+
+
+class _Relay:
+    """Carries bytes from one pipe to another, and counts them; they never leave the kernel."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self.size = 0
+        self.done: Deferred[None] = Deferred()
+
+    @contextmanager
+    def ends(self) -> Iterator[tuple[int, int]]:
+        """Where to write, and where to read it; begins to carry when both have been given away."""
+        source, writing = os.pipe()
+        reading, target = os.pipe()
+        try:
+            yield writing, reading
+        finally:
+            os.close(writing)
+            os.close(reading)
+            Thread(target=self._carry, args=(source, target), name="relay", daemon=True).start()
+
+    def _carry(self, source: int, target: int) -> None:
+        try:
+            with suppress(OSError):  # the taker is gone: the sender will hear of it
+                while size := os.splice(source, target, SPLICED):
+                    self.size += size
+        finally:
+            os.close(source)
+            os.close(target)
+            with suppress(RuntimeError):
+                self._reactor.callFromThread(self.done.callback, None)
+
+
+class _Running(ProcessProtocol):
+    """One process, from its start to its end."""
+
+    transport: Any = None
+
+    def __init__(self, reactor: Any, argv: list[str], says: str) -> None:
+        self._reactor = reactor
+        self._argv = [*_LEASH, *argv]
+        self._says = says
+        self._out: list[bytes] = []
+        self._err = b""
+        self._done: Deferred[bytes] | None = None
+        self._ended: list[Deferred[None]] = []
+        self._late: Any = None
+        self._why = ""  # it was ended by us
+
+    def start(
+        self,
+        input: bytes,
+        time: float,
+        *,
+        output: int | None = None,
+        input_from: int | None = None,
+    ) -> Deferred[bytes]:
+        """Begin; fires with what it has printed, or fails with ShellError."""
+        done: Deferred[bytes] = Deferred(lambda _: self._kill("it was given up"))
+        self._done = done
+        files: dict[int, Any] = {0: "w", 1: "r", 2: "r"}
+        if output is not None:
+            files[1] = output
+        if input_from is not None:
+            files[0] = input_from
+        try:
+            self._reactor.spawnProcess(self, self._argv[0], self._argv, os.environ, childFDs=files)
+        except OSError as problem:
+            self._done = None
+            done.errback(ShellError(f"{self._says}: cannot be started: {problem.strerror}"))
+            return done
+        self._late = self._reactor.callLater(time, self._kill, f"it has taken more than {time:g} s")
+        if input_from is None:
+            if input:
+                self.transport.write(input)
+            self.transport.closeStdin()
+        return done
+
+    async def end(self) -> None:
+        """End it, if it still runs, and all that it has started; returns when it has."""
+        if self.transport is None or self.transport.pid is None:
+            return
+        self._kill("it was given up")
+        gone: Deferred[None] = Deferred()
+        self._ended.append(gone)
+        await gone
+
+    def _kill(self, why: str) -> None:
+        self._why = self._why or why
+        pid = self.transport.pid if self.transport is not None else None
+        if pid is not None:
+            with suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+            with suppress(OSError):  # before it had a group of its own
+                os.kill(pid, signal.SIGKILL)
+
+    def outReceived(self, data: bytes) -> None:
+        self._out.append(data)
+
+    def errReceived(self, data: bytes) -> None:
+        self._err = (self._err + data)[-KEPT:]
+
+    def processEnded(self, reason: Failure) -> None:
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+        status = getattr(reason.value, "exitCode", None)
+        done, self._done = self._done, None
+        if done is not None and not done.called:
+            if status == 0 and not self._why:
+                done.callback(b"".join(self._out))
+            else:
+                done.errback(ShellError(self._complaint(reason), status))
+        ended, self._ended = self._ended, []
+        for gone in ended:
+            gone.callback(None)
+
+    def _complaint(self, reason: Failure) -> str:
+        said = self._err.decode(errors="replace").strip()
+        said = " / ".join(line for line in said.splitlines()[-5:] if line.strip())
+        if self._why:
+            return f"{self._says}: {self._why}" + (f": {said}" if said else "")
+        number = getattr(reason.value, "signal", None)
+        status = getattr(reason.value, "exitCode", None)
+        how = f"was ended by signal {number}" if number else f"ended with status {status}"
+        return f"{self._says}: {said or how}"
