@@ -147,6 +147,16 @@ async def test_goaway_ends_an_idle_connection_without_more_ado(code: int) -> Non
         assert not client.wire.reset
 
 
+@twisted_test
+async def test_what_comes_with_the_goaway_of_an_idle_connection_is_answered() -> None:
+    """6.8: GOAWAY is about streams; it does not make frames of the connection wrong."""
+    async with conversation() as client:
+        client.send(goaway(), ping(b"answer!!"))
+        assert (await client.until(Type.PING)).payload == b"answer!!"
+        await client.wire.rest()
+        assert not client.wire.reset
+
+
 @pytest.mark.parametrize("last", [0, 2, RESERVED])
 @twisted_test
 async def test_requests_that_are_under_way_finish_after_goaway(last: int) -> None:

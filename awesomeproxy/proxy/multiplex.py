@@ -44,7 +44,8 @@ class _States(H2ConnectionStateMachine):
         **H2ConnectionStateMachine._transitions,
         **{
             (state, goaway): (None, state)
-            for state in (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN)
+            for state in ConnectionState
+            if state is not ConnectionState.CLOSED
             for goaway in (ConnectionInputs.SEND_GOAWAY, ConnectionInputs.RECV_GOAWAY)
         },
     }
