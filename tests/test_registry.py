@@ -29,6 +29,7 @@ from zope.interface.verify import verifyObject
 from awesomeproxy.model import Mode, Placement
 from awesomeproxy.registry.interface import (
     Busy,
+    Companion,
     Conflict,
     Entry,
     IRegistry,
@@ -338,6 +339,86 @@ async def test_a_lost_race_leaves_the_migration_as_it_was(registry: Registry) ->
     await refused(Conflict, registry.finish(entry.id, "rolled back", BACK, 2))
     assert await registry.unfinished() == [entry]
     await registry.finish(entry.id, "rolled back", BACK, 3)
+
+
+# The contract: what comes along
+
+SHOP = Placement("shop", "web1", Mode.HOLDING, 1)
+DATA = Placement("database:shop", "db1", Mode.HOLDING, 1)
+
+
+async def begun_with_others(registry: Registry) -> Entry:
+    """A migration of the blog, which holds a site and moves a database along."""
+    for name, backend in (("blog", "web1"), ("shop", "web1"), ("database:shop", "db1")):
+        await registry.place(Placement(name, backend), 0)
+    return await registry.begin("blog", "web1", "web2", HOLD, 1, [(SHOP, "web1"), (DATA, "db2")])
+
+
+@ensureDeferred
+async def test_what_comes_along_is_moved_with_the_site(registry: Registry) -> None:
+    """One begin holds, one commit moves and one finish opens the site and all of its company."""
+    entry = await begun_with_others(registry)
+    assert entry.along == (
+        Companion("shop", "web1", "web1", 2),
+        Companion("database:shop", "db1", "db2", 2),
+    )
+    placed = await registry.placements()
+    assert {name: each.mode for name, each in placed.items()} == dict.fromkeys(
+        ("blog", "shop", "database:shop"), Mode.HOLDING
+    )
+    moved = replace(DATA, backend="db2", generation=2)
+    await registry.commit(1, MOVED, 2, [replace(SHOP, generation=2), moved])
+    placed = await registry.placements()
+    assert placed["database:shop"] == replace(moved, generation=3)
+    assert placed["shop"] == replace(SHOP, generation=3)
+    assert [each.generation for each in (await registry.unfinished())[0].along] == [3, 3]
+    opened = [replace(each, mode=Mode.OPEN) for each in placed.values() if each.site != "blog"]
+    await registry.finish(1, "done", OPENED, 3, along=opened)
+    placed = await registry.placements()
+    assert {name: (each.backend, each.mode) for name, each in placed.items()} == {
+        "blog": ("web2", Mode.OPEN),
+        "shop": ("web1", Mode.OPEN),
+        "database:shop": ("db2", Mode.OPEN),
+    }
+
+
+@ensureDeferred
+async def test_a_conflict_with_one_is_a_conflict_with_all(registry: Registry) -> None:
+    """If anything of the company has been changed meanwhile, nothing is moved."""
+    await begun_with_others(registry)
+    await registry.place(replace(SHOP, mode=Mode.OPEN, by="resume"), 2)
+    before = await everything(registry)
+    along = [replace(SHOP, generation=2), replace(DATA, backend="db2", generation=2)]
+    assert "shop: " in await refused(Conflict, registry.commit(1, MOVED, 2, along))
+    assert await everything(registry) == before
+
+
+@pytest.mark.parametrize(
+    ("along", "message"),
+    [
+        ([], "says nothing of database:shop, shop"),
+        ([SHOP, DATA], "may only place blog on web2 and shop on web1 and database:shop on db2"),
+        ([SHOP, replace(DATA, backend="db2", mode=Mode.OPEN)], "would open the gate"),
+    ],
+)
+@ensureDeferred
+async def test_nothing_of_the_company_is_left_out(
+    registry: Registry, along: list[Placement], message: str
+) -> None:
+    """A commit that does not fit what was begun is refused and changes nothing."""
+    await begun_with_others(registry)
+    before = await everything(registry)
+    seen = [replace(each, generation=2) for each in along]
+    assert message in await refused(NotAllowed, registry.commit(1, MOVED, 2, seen))
+    assert await everything(registry) == before
+
+
+@ensureDeferred
+async def test_what_comes_along_is_not_moved_by_others(registry: Registry) -> None:
+    """Until the migration is finished, its company has no other one, and is not forgotten."""
+    await begun_with_others(registry)
+    await refused(Busy, registry.begin("shop", "web1", "web2", SHOP, 2))
+    await refused(Busy, registry.forget("database:shop", 2))
 
 
 @ensureDeferred
@@ -667,10 +748,10 @@ async def test_a_file_of_another_kind_is_refused(path: Path, data: bytes) -> Non
     ("statement", "message"),
     [
         ("PRAGMA application_id = 7", "it is the SQLite database of another program"),
-        ("PRAGMA user_version = 2", "it was written by a newer version (schema 2, this one kn"),
-        ("PRAGMA user_version = 0", "its tables are not those of schema 1"),
-        ("CREATE INDEX i ON placement (backend)", "its tables are not those of schema 1"),
-        ("DROP TABLE forgotten", "its tables are not those of schema 1"),
+        ("PRAGMA user_version = 3", "it was written by a newer version (schema 3, this one kn"),
+        ("PRAGMA user_version = 0", "its tables are not those of schema 2"),
+        ("CREATE INDEX i ON placement (backend)", "its tables are not those of schema 2"),
+        ("DROP TABLE forgotten", "its tables are not those of schema 2"),
         ("UPDATE placement SET backend = x'00'", "is not made of text and numbers"),
         ("UPDATE placement SET generation = 2", "the checksum of placement"),
     ],

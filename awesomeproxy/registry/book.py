@@ -9,12 +9,12 @@ it sees to that, with a transaction or by having one thread.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from awesomeproxy.model import Generation, Mode, Placement
-from awesomeproxy.registry.interface import Busy, Conflict, Entry, NotAllowed, State
+from awesomeproxy.registry.interface import Busy, Companion, Conflict, Entry, NotAllowed, State
 
 HISTORY = 1000  # migrations that are kept
 
@@ -90,9 +90,16 @@ class Book:
         self._store.drop_definition(name)
 
     def begin(
-        self, site: str, source: str, target: str, hold: Placement, expected: Generation
+        self,
+        site: str,
+        source: str,
+        target: str,
+        hold: Placement,
+        expected: Generation,
+        along: Sequence[tuple[Placement, str]] = (),
     ) -> Entry:
-        self._check_idle(site)
+        for name in (site, *(companion.site for companion, _ in along)):
+            self._check_idle(name)
         newest = self._store.entries(None, unfinished=False, limit=1)
         entry = Entry(
             id=newest[0].id + 1 if newest else 1,
@@ -101,9 +108,11 @@ class Book:
             target=target,
             generation=expected,
             began=self._now(),
+            along=tuple(Companion(h.site, h.backend, to, h.generation) for h, to in along),
         )
-        _check_fits(entry, hold, source, holding=True)
-        entry = replace(entry, generation=self.place(hold, expected).generation)
+        holds = [each for each, _ in along]
+        _check_fits(entry, [hold, *holds], "source", holding=True)
+        entry = self._place_all(entry, hold, expected, holds)
         self._store.put_entry(entry)
         self._store.drop_finished(entry.id - self._keep)
         return entry
@@ -114,12 +123,16 @@ class Book:
             raise NotAllowed(f"{_called(entry)} is {entry.state}: it has no step {name!r} to begin")
         self._store.put_entry(replace(entry, step=name))
 
-    def commit(self, entry_id: int, placement: Placement, expected: Generation) -> Placement:
+    def commit(
+        self,
+        entry_id: int,
+        placement: Placement,
+        expected: Generation,
+        along: Sequence[Placement] = (),
+    ) -> Placement:
         entry = self._turn(entry_id, "committed")
-        _check_fits(entry, placement, entry.target, holding=True)
-        placed = self.place(placement, expected)
-        self._store.put_entry(replace(entry, generation=placed.generation))
-        return placed
+        _check_fits(entry, [placement, *along], "target", holding=True)
+        return self._placed(self._place_all(entry, placement, expected, along))
 
     def finish(
         self,
@@ -129,15 +142,36 @@ class Book:
         expected: Generation,
         reason: str,
         ledger: dict[str, Any] | None,
+        along: Sequence[Placement] = (),
     ) -> Placement:
         entry = replace(
             self._turn(entry_id, state),
             reason=reason,
             ledger=None if ledger is None else json.loads(as_json(ledger)),
         )
-        _check_fits(entry, placement, entry.target if state == "done" else entry.source)
-        placed = self.place(placement, expected)
-        self._store.put_entry(replace(entry, generation=placed.generation))
+        side: Literal["source", "target"] = "target" if state == "done" else "source"
+        _check_fits(entry, [placement, *along], side)
+        return self._placed(self._place_all(entry, placement, expected, along))
+
+    def _place_all(
+        self, entry: Entry, main: Placement, expected: Generation, along: Sequence[Placement]
+    ) -> Entry:
+        """Place the site and what comes along, or raise Conflict before anything is written."""
+        self._stored(main.site, expected)
+        for each in along:
+            self._stored(each.site, each.generation)
+        generations = {each.site: self.place(each, each.generation).generation for each in along}
+        return replace(
+            entry,
+            generation=self.place(main, expected).generation,
+            along=tuple(replace(each, generation=generations[each.site]) for each in entry.along),
+        )
+
+    def _placed(self, entry: Entry) -> Placement:
+        """Record ``entry``; answer with where its site is."""
+        self._store.put_entry(entry)
+        placed = self._store.placement(entry.site)
+        assert placed is not None
         return placed
 
     def unfinished(self) -> list[Entry]:
@@ -153,8 +187,9 @@ class Book:
         return stored
 
     def _check_idle(self, site: str) -> None:
-        for entry in self._store.entries(site, unfinished=True, limit=1):
-            raise Busy(entry)
+        for entry in self.unfinished():
+            if site == entry.site or any(site == each.site for each in entry.along):
+                raise Busy(entry)
 
     def _entry(self, entry_id: int) -> Entry:
         entry = self._store.entry(entry_id)
@@ -182,11 +217,23 @@ def _called(entry: Entry) -> str:
     return f"migration {entry.id} of {entry.site}"
 
 
-def _check_fits(entry: Entry, placement: Placement, backend: str, holding: bool = False) -> None:
-    if (placement.site, placement.backend) != (entry.site, backend):
-        raise NotAllowed(
-            f"{_called(entry)} would place {placement.site} on {placement.backend}: "
-            f"here it may only place {entry.site} on {backend}"
-        )
-    if holding and placement.mode is not Mode.HOLDING:
-        raise NotAllowed(f"{_called(entry)} would open the gate: not before it is finished")
+def _check_fits(
+    entry: Entry,
+    placements: Sequence[Placement],
+    side: Literal["source", "target"],
+    holding: bool = False,
+) -> None:
+    """That ``placements`` are those of the site and of all that comes along, on that side."""
+    allowed = {entry.site: getattr(entry, side)}
+    allowed |= {each.site: getattr(each, side) for each in entry.along}
+    for placement in placements:
+        name, backend = placement.site, placement.backend
+        if allowed.get(name) != backend:
+            raise NotAllowed(
+                f"{_called(entry)} would place {name} on {backend}: here it may only place "
+                + " and ".join(f"{name} on {where}" for name, where in allowed.items())
+            )
+        if holding and placement.mode is not Mode.HOLDING:
+            raise NotAllowed(f"{_called(entry)} would open the gate: not before it is finished")
+    if missing := allowed.keys() - {placement.site for placement in placements}:
+        raise NotAllowed(f"{_called(entry)} says nothing of {', '.join(sorted(missing))}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Literal, TypeVar
 
@@ -76,24 +76,34 @@ class EmbeddedRegistry(ABC):
         return self._write(Care.DURABLE, name, lambda: self._book.undefine(name))
 
     def begin(
-        self, site: str, source: str, target: str, hold: Placement, expected: Generation
+        self,
+        site: str,
+        source: str,
+        target: str,
+        hold: Placement,
+        expected: Generation,
+        along: Sequence[tuple[Placement, str]] = (),
     ) -> Deferred[Entry]:
         return self._write(
             Care.DURABLE,
             site,
-            lambda: self._book.begin(site, source, target, hold, expected),
+            lambda: self._book.begin(site, source, target, hold, expected, along),
         )
 
     def step(self, entry_id: int, name: str) -> Deferred[None]:
         return self._write(Care.RELAXED, None, lambda: self._book.step(entry_id, name))
 
     def commit(
-        self, entry_id: int, placement: Placement, expected: Generation
+        self,
+        entry_id: int,
+        placement: Placement,
+        expected: Generation,
+        along: Sequence[Placement] = (),
     ) -> Deferred[Placement]:
         return self._write(
             Care.PROMPT,
             placement.site,
-            lambda: self._book.commit(entry_id, placement, expected),
+            lambda: self._book.commit(entry_id, placement, expected, along),
         )
 
     def finish(
@@ -104,12 +114,13 @@ class EmbeddedRegistry(ABC):
         expected: Generation,
         reason: str = "",
         ledger: dict[str, Any] | None = None,
+        along: Sequence[Placement] = (),
     ) -> Deferred[Placement]:
         mine = deepcopy(ledger)
         return self._write(
             Care.DURABLE,
             placement.site,
-            lambda: self._book.finish(entry_id, state, placement, expected, reason, mine),
+            lambda: self._book.finish(entry_id, state, placement, expected, reason, mine, along),
         )
 
     def unfinished(self) -> Deferred[list[Entry]]:

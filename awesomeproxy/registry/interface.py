@@ -1,10 +1,11 @@
 """What every registry promises, whatever it keeps its records in.
 
-The registry says what *should* be: one :class:`~awesomeproxy.model.Placement`
-per site, with a generation that grows by one with each change.  Nobody locks a
-site.  Whoever wants to change a placement says which generation it has seen,
-and the change is made only if that is still the one stored; of several that
-try at once, one wins, and the others get a :class:`Conflict` that names it.
+The registry says what *should* be: one :class:`~awesomeproxy.model.Placement` per
+site, database and filesystem, with a generation that grows by one with each
+change.  Nobody locks a site.  Whoever wants to change a placement says which
+generation it has seen, and the change is made only if that is still the one
+stored; of several that try at once, one wins, and the others get a
+:class:`Conflict` that names it.
 
 It also keeps the journal of migrations.  A migration is an :class:`Entry` that
 goes one of two ways::
@@ -12,7 +13,8 @@ goes one of two ways::
     begin ──> running ──commit──> committed ──finish──> done
                  └───────────finish───────────────────> rolled back
 
-Each arrow changes the placement and the journal in one transaction, so that
+Each arrow changes the placement and the journal in one transaction, and with them
+the placements of all that is moved or held *along* with the site, so that
 after a crash at any point the entry says which way to go: an entry that is
 ``running`` is rolled back, one that is ``committed`` is rolled forward.
 
@@ -26,7 +28,7 @@ with any :class:`RegistryError` has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +38,16 @@ from zope.interface import Interface
 from awesomeproxy.model import Generation, Placement
 
 State = Literal["running", "committed", "done", "rolled back"]
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """What is moved along with a site, or only held with it: then ``source`` is ``target``."""
+
+    site: str
+    source: str
+    target: str
+    generation: Generation  # of the last placement that the migration wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,7 @@ class Entry:
     reason: str = ""  # why it was rolled back
     ledger: dict[str, Any] | None = None  # JSON values, once it is finished
     began: float = 0.0  # unix time, for people; nothing is ordered by it
+    along: tuple[Companion, ...] = ()
 
     @property
     def unfinished(self) -> bool:
@@ -129,9 +142,17 @@ class IRegistry(Interface):
         """Remove the definition of ``name``, if there is one."""
 
     def begin(
-        site: str, source: str, target: str, hold: Placement, expected: Generation
+        site: str,
+        source: str,
+        target: str,
+        hold: Placement,
+        expected: Generation,
+        along: Sequence[tuple[Placement, str]] = (),
     ) -> Deferred[Entry]:
         """Record a migration and place ``hold``, which holds the site on ``source``.
+
+        ``along`` are the holds of what comes along, each at the generation that was seen,
+        with the target of each.
 
         Fails with :class:`Busy`, :class:`Conflict` or :class:`NotAllowed`.
         """
@@ -145,8 +166,16 @@ class IRegistry(Interface):
         Fails with :class:`NotAllowed` if the migration is finished.
         """
 
-    def commit(entry_id: int, placement: Placement, expected: Generation) -> Deferred[Placement]:
+    def commit(
+        entry_id: int,
+        placement: Placement,
+        expected: Generation,
+        along: Sequence[Placement] = (),
+    ) -> Deferred[Placement]:
         """Place the site on the target, still holding: from here on it rolls forward.
+
+        ``along`` does the same for all that comes along, each at the generation that was
+        seen; what is stored has the next one.
 
         Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
@@ -158,8 +187,9 @@ class IRegistry(Interface):
         expected: Generation,
         reason: str = "",
         ledger: dict[str, Any] | None = None,
+        along: Sequence[Placement] = (),
     ) -> Deferred[Placement]:
-        """End a migration, with the placement that opens the gate.
+        """End a migration, with the placement that opens the gate, and ``along`` likewise.
 
         ``done``, on the target, only after :meth:`commit`; ``rolled back``, on
         the source, only before it.  ``ledger`` is made of JSON values.

@@ -31,7 +31,7 @@ from awesomeproxy.registry.interface import RegistryError
 from awesomeproxy.registry.tables import TABLES, Damaged, TableStore
 
 APPLICATION = 0x41775078  # "AwPx", in the file's header
-SCHEMA = 1
+SCHEMA = 2
 HEADER = 100  # bytes; https://www.sqlite.org/fileformat2.html
 CHECKPOINT = 1000  # pages of changes that are gathered before they go into the file itself
 BUSY = 2.0  # seconds to wait for someone who looks at the file with another program

@@ -15,10 +15,11 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 from awesomeproxy.model import Generation, Mode, Placement
-from awesomeproxy.registry.interface import Entry
+from awesomeproxy.registry.interface import Companion, Entry
 
 
 class Damaged(Exception):
@@ -81,6 +82,7 @@ JOURNAL = Table(
     "reason TEXT NOT NULL",
     "ledger TEXT",
     "began REAL NOT NULL",
+    "along TEXT NOT NULL",
 )
 TABLES = (PLACEMENT, FORGOTTEN, DEFINITION, JOURNAL)
 
@@ -163,6 +165,7 @@ class TableStore:
             entry.reason,
             None if entry.ledger is None else json.dumps(entry.ledger),
             float(entry.began),
+            json.dumps([astuple(each) for each in entry.along]),
         )
 
     def drop_finished(self, up_to: int) -> None:
@@ -177,7 +180,7 @@ def _placement(row: Any) -> Placement:
 
 
 def _entry(row: Any) -> Entry:
-    entry_id, site, source, target, generation, step, state, reason, ledger, began = row
+    entry_id, site, source, target, generation, step, state, reason, ledger, began, along = row
     return Entry(
         id=entry_id,
         site=site,
@@ -189,4 +192,5 @@ def _entry(row: Any) -> Entry:
         reason=reason,
         ledger=None if ledger is None else json.loads(ledger),
         began=began,
+        along=tuple(Companion(*each) for each in json.loads(along)),
     )
