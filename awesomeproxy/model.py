@@ -92,6 +92,15 @@ class ServerTls:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """What runs for a backend, and has to be stopped and started when data moves."""
+
+    start: tuple[str, ...] = ()  # a command and its arguments; empty: there is nothing to do
+    stop: tuple[str, ...] = ()
+    time: float = 30.0  # seconds that either may take
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """A named place that can serve a site."""
 
@@ -105,6 +114,8 @@ class Backend:
     idle_timeout: float = 4.0  # below the server's own keep-alive timeout
     tls: ServerTls = ServerTls()
     send_proxy: Literal["", "v1", "v2"] = ""  # a PROXY header on each connection to a server
+    node: str = ""  # where it stands
+    service: Service = Service()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +209,42 @@ class Site:
     bypass: Bypass = Bypass()
     access: Access = Access()
     tls: SiteTls = SiteTls()
+    filesystem: str = ""  # what it lives in: it is served only where that is mounted
     max_body: int = 0  # bytes of a request body; 0: no limit
     max_in_flight: int = 1024  # more wait at the gate
     reuse_unsafe: float = 0.0  # idle age up to which a pooled connection may carry a POST
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How commands come to a node."""
+
+    name: str
+    ssh: str = ""  # as ssh(1) takes it: a host, user@host, or a name in its configuration
+    config: str = ""  # ssh's configuration file; empty: the daemon's user's own
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """Named storage that sites and databases live in.
+
+    ``places`` has what the mover has to know of it on each node; all of them have a ``path``.
+    """
+
+    name: str
+    mover: str
+    places: Mapping[str, Any]
+    options: Any = None  # of the mover
+    mount_point: bool = True  # the paths are mount points: whether it is mounted says where it is
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a site is and what its gate should be, at one generation."""
+    """Where a site is and what its gate should be, at one generation.
+
+    A database has one as well, under ``database:NAME``, and a filesystem, whose backend is
+    the node on which it is, under ``filesystem:NAME``.
+    """
 
     site: str
     backend: str

@@ -260,6 +260,10 @@ def _begin(**changes: Any) -> Callable[[Registry, int], Deferred[Any]]:
     return lambda registry, _: registry.begin("blog", "web1", "web2", replace(HOLD, **changes), 1)
 
 
+def _hold(**changes: Any) -> Callable[[Registry, int], Deferred[Any]]:
+    return lambda registry, id: registry.hold(id, replace(HOLD, **changes), 2)
+
+
 def _commit(**changes: Any) -> Callable[[Registry, int], Deferred[Any]]:
     return lambda registry, id: registry.commit(id, replace(MOVED, **changes), 2)
 
@@ -271,7 +275,6 @@ def _finish(state: Any, placement: Placement, expected: int) -> Callable[..., De
 @pytest.mark.parametrize(
     ("reached", "call", "message"),
     [
-        ("placed", _begin(mode=Mode.OPEN), "would open the gate"),
         ("placed", _begin(backend="web2"), "would place blog on web2"),
         ("placed", _begin(site="shop"), "would place shop on web1"),
         ("running", _commit(mode=Mode.OPEN), "migration 1 of blog would open the gate"),
@@ -279,6 +282,10 @@ def _finish(state: Any, placement: Placement, expected: int) -> Callable[..., De
         ("running", _commit(site="shop"), "would place shop"),
         ("running", _finish("done", OPENED, 2), "is running: only one that is committed can"),
         ("running", _finish("rolled back", OPENED, 2), "may only place blog on web1"),
+        ("running", _hold(mode=Mode.OPEN), "migration 1 of blog would open the gate"),
+        ("running", _hold(backend="web2"), "may only place blog on web1"),
+        ("committed", _hold(), "is committed: it holds nothing any more"),
+        ("rolled back", _hold(), "is rolled back: it holds nothing any more"),
         ("committed", _commit(), "is committed: only one that is running can become committed"),
         ("committed", _finish("rolled back", BACK, 3), "is committed: only one that is running"),
         ("committed", _finish("done", BACK, 3), "may only place blog on web2"),
@@ -339,6 +346,20 @@ async def test_a_lost_race_leaves_the_migration_as_it_was(registry: Registry) ->
     await refused(Conflict, registry.finish(entry.id, "rolled back", BACK, 2))
     assert await registry.unfinished() == [entry]
     await registry.finish(entry.id, "rolled back", BACK, 3)
+
+
+@ensureDeferred
+async def test_a_migration_may_hold_later(registry: Registry) -> None:
+    """It can begin with an open site, which others may change, until it is held."""
+    await registry.place(Placement("blog", "web1"), 0)
+    entry = await registry.begin("blog", "web1", "web2", Placement("blog", "web1"), 1)
+    assert (await registry.placements())["blog"] == Placement("blog", "web1", generation=2)
+    await registry.place(Placement("blog", "web1", by="resume"), 2)
+    await refused(Conflict, registry.hold(entry.id, HOLD, 2))
+    held = await registry.hold(entry.id, HOLD, 3)
+    assert held == replace(HOLD, generation=4)
+    assert await registry.unfinished() == [replace(entry, generation=4)]
+    await registry.commit(entry.id, MOVED, 4)
 
 
 # The contract: what comes along

@@ -111,7 +111,7 @@ class Book:
             along=tuple(Companion(h.site, h.backend, to, h.generation) for h, to in along),
         )
         holds = [each for each, _ in along]
-        _check_fits(entry, [hold, *holds], "source", holding=True)
+        _check_fits(entry, [hold, *holds], "source")
         entry = self._place_all(entry, hold, expected, holds)
         self._store.put_entry(entry)
         self._store.drop_finished(entry.id - self._keep)
@@ -122,6 +122,19 @@ class Book:
         if not entry.unfinished:
             raise NotAllowed(f"{_called(entry)} is {entry.state}: it has no step {name!r} to begin")
         self._store.put_entry(replace(entry, step=name))
+
+    def hold(
+        self,
+        entry_id: int,
+        placement: Placement,
+        expected: Generation,
+        along: Sequence[Placement] = (),
+    ) -> Placement:
+        entry = self._entry(entry_id)
+        if entry.state != "running":
+            raise NotAllowed(f"{_called(entry)} is {entry.state}: it holds nothing any more")
+        _check_fits(entry, [placement, *along], "source", holding=True)
+        return self._placed(self._place_all(entry, placement, expected, along))
 
     def commit(
         self,

@@ -93,6 +93,19 @@ class EmbeddedRegistry(ABC):
     def step(self, entry_id: int, name: str) -> Deferred[None]:
         return self._write(Care.RELAXED, None, lambda: self._book.step(entry_id, name))
 
+    def hold(
+        self,
+        entry_id: int,
+        placement: Placement,
+        expected: Generation,
+        along: Sequence[Placement] = (),
+    ) -> Deferred[Placement]:
+        return self._write(
+            Care.DURABLE,
+            placement.site,
+            lambda: self._book.hold(entry_id, placement, expected, along),
+        )
+
     def commit(
         self,
         entry_id: int,

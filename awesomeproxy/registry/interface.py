@@ -11,7 +11,8 @@ It also keeps the journal of migrations.  A migration is an :class:`Entry` that
 goes one of two ways::
 
     begin ──> running ──commit──> committed ──finish──> done
-                 └───────────finish───────────────────> rolled back
+              │  ↑ └─────────finish───────────────────> rolled back
+              └hold┘
 
 Each arrow changes the placement and the journal in one transaction, and with them
 the placements of all that is moved or held *along* with the site, so that
@@ -149,10 +150,11 @@ class IRegistry(Interface):
         expected: Generation,
         along: Sequence[tuple[Placement, str]] = (),
     ) -> Deferred[Entry]:
-        """Record a migration and place ``hold``, which holds the site on ``source``.
+        """Record a migration and place ``hold``, which keeps the site on ``source``.
 
-        ``along`` are the holds of what comes along, each at the generation that was seen,
-        with the target of each.
+        It holds it, or leaves it open as it is, to be held later by :meth:`hold`.
+        ``along`` are the placements of what comes along, each at the generation that was
+        seen, with the target of each.
 
         Fails with :class:`Busy`, :class:`Conflict` or :class:`NotAllowed`.
         """
@@ -164,6 +166,17 @@ class IRegistry(Interface):
         says less than was done, and the migration goes the same way regardless.
 
         Fails with :class:`NotAllowed` if the migration is finished.
+        """
+
+    def hold(
+        entry_id: int,
+        placement: Placement,
+        expected: Generation,
+        along: Sequence[Placement] = (),
+    ) -> Deferred[Placement]:
+        """Hold the site of a migration that has begun with an open one, and its company.
+
+        Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
 
     def commit(

@@ -1,0 +1,181 @@
+"""All that has to be carried, stopped and started for one migration, as one thing.
+
+A :class:`Carriage` has a mover for each filesystem and database that goes to another node,
+and the services of the backends on both sides.  What may go on at the same time does; where
+the order matters, databases come before those that use them, and what lives in a
+filesystem is stopped before that is fenced.
+
+It knows neither gates nor the journal.  Like its movers it can be made anew after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.python.failure import Failure
+
+from awesomeproxy.model import Service
+from awesomeproxy.movers.interface import Estimate, MoverError
+from awesomeproxy.movers.shell import Shell, ShellError
+
+T = TypeVar("T")
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """A backend's service on its node."""
+
+    backend: str  # for people
+    service: Service
+    shell: Shell
+
+    async def start(self) -> None:
+        """Start it.
+
+        :raise MoverError: the command has failed.
+        """
+        await self._run("start", self.service.start)
+
+    async def stop(self) -> None:
+        """Stop it.
+
+        :raise MoverError: the command has failed.
+        """
+        await self._run("stop", self.service.stop)
+
+    async def _run(self, verb: str, argv: Sequence[str]) -> None:
+        if not argv:
+            return
+        try:
+            await self.shell.run(*argv, time=self.service.time)
+        except ShellError as problem:
+            raise MoverError(f"{self.backend}: cannot {verb} its service: {problem}") from None
+
+
+class Carriage:
+    """What a migration carries."""
+
+    def __init__(
+        self, movers: Sequence[Any], leaving: Sequence[Stand], arriving: Sequence[Stand]
+    ) -> None:
+        """
+        :param movers: what carries each thing (IMover); what is used by others comes first.
+        :param leaving: the services at the source, in the same order.
+        :param arriving: those at the target.
+        """
+        self._movers = movers
+        self._leaving = leaving
+        self._arriving = arriving
+        self.carried = 0  # bytes
+
+    async def check(self) -> None:
+        """Refuse what cannot be moved.
+
+        :raise MoverError: here and in all other steps: why it cannot be done.
+        """
+        await self._all(lambda mover: mover.check())
+
+    async def estimate(self) -> Estimate:
+        """How much there is of all of it."""
+        found: list[Estimate] = await self._all(lambda mover: mover.estimate())
+        return Estimate(sum(each.whole for each in found), sum(each.pending for each in found))
+
+    async def presync(self, progress: Progress) -> int:
+        """One round for everything; return how many bytes were carried."""
+        return await self._carry(lambda mover, told: mover.presync(told), progress)
+
+    async def fence(self) -> None:
+        """Stop the services at the source, then let nothing write there any more."""
+        for stand in reversed(self._leaving):
+            await stand.stop()
+        for mover in self._movers[::-1]:
+            await mover.fence()
+
+    async def unfence(self) -> None:
+        """Let the source be as it was, services and all."""
+        for mover in self._movers:
+            await mover.unfence()
+        for stand in self._leaving:
+            await stand.start()
+
+    async def sync(self, progress: Progress) -> int:
+        """Carry the last of it; return how many bytes that were."""
+        return await self._carry(lambda mover, told: mover.sync(told), progress)
+
+    async def attach(self) -> None:
+        """Make the target usable."""
+        await self._all(lambda mover: mover.attach())
+
+    async def detach(self) -> None:
+        """Undo that."""
+        await self._all(lambda mover: mover.detach())
+
+    async def start(self) -> None:
+        """Start the services at the target."""
+        for stand in self._arriving:
+            await stand.start()
+
+    async def stop(self) -> None:
+        """Undo that."""
+        for stand in reversed(self._arriving):
+            await stand.stop()
+
+    async def verify(self) -> None:
+        """See that what has arrived is what has left."""
+        await self._all(lambda mover: mover.verify())
+
+    async def clean(self) -> None:
+        """Tidy up after the commit."""
+        await self._all(lambda mover: mover.clean())
+
+    async def abandon(self) -> None:
+        """Tidy up after a rollback."""
+        await self._all(lambda mover: mover.abandon())
+
+    async def _carry(
+        self, step: Callable[[Any, Progress], Coroutine[Any, Any, int]], progress: Progress
+    ) -> int:
+        carried = [0] * len(self._movers)
+
+        def told(index: int) -> Progress:
+            def tell(size: int) -> None:
+                carried[index] = size
+                progress(sum(carried))
+
+            return tell
+
+        numbers = {id(mover): index for index, mover in enumerate(self._movers)}
+        sizes: list[int] = await self._all(lambda mover: step(mover, told(numbers[id(mover)])))
+        self.carried += sum(sizes)
+        return sum(sizes)
+
+    async def _all(self, step: Callable[[Any], Coroutine[Any, Any, T]]) -> list[T]:
+        """``step`` of every mover at the same time; the first failure ends the others."""
+        return await together([step(mover) for mover in self._movers])
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of ``work`` returns, done at the same time.
+
+    The first that fails, or a cancellation, ends the others; nothing is left running.
+    """
+    running = [Deferred.fromCoroutine(each) for each in work]
+    problems: list[BaseException] = []
+
+    def end(failure: Failure) -> None:
+        assert failure.value is not None
+        problems.append(failure.value)
+        for each in running:
+            each.cancel()
+
+    results: list[Deferred[Any]] = [each.addErrback(end) for each in running]
+    done = await DeferredList(results)  # cancelling it cancels all
+    problems.sort(key=lambda problem: isinstance(problem, CancelledError))
+    if problems:
+        raise problems[0]
+    return [result for _, result in done]

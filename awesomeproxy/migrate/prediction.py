@@ -1,0 +1,73 @@
+"""Whether a pause that begins now would be short enough, judged by the rounds before it.
+
+While a site is in use its data is carried in rounds, each of which leaves less to do for
+the next.  The last of it is carried while the site is held.  How long that will take can
+be told from how much there is and how fast the rounds were; if that never comes to fit,
+because the site writes faster than its data can be carried, no pause is begun at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+MOST_ROUNDS = 20
+SHARE = 0.6  # of the pause that the last round may be predicted to take; the rest is for surprises
+GAIN = 0.8  # a round that leaves more than so much of what the one before left gains nothing
+PATIENCE = 3  # rounds without a gain that are enough
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round: how much it has carried, in what time, and what has come up meanwhile."""
+
+    size: int  # bytes
+    seconds: float
+    pending: int  # bytes that the next one would carry
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to be done next."""
+
+    do: Literal["hold", "again", "refuse"]
+    predicted: float  # seconds that the last round would take
+    why: str = ""
+
+
+def predict(rounds: Sequence[Round], max_pause: float) -> Verdict:
+    """What to do after ``rounds``.
+
+    :param max_pause: seconds that the site may be held.
+    """
+    last = rounds[-1]
+    seconds = _seconds(rounds)
+    if seconds <= max_pause * SHARE:
+        return Verdict("hold", seconds)
+    fruitless = [after.pending > GAIN * before.pending for before, after in pairwise(rounds)]
+    if len(rounds) >= MOST_ROUNDS or (len(fruitless) >= PATIENCE and all(fruitless[-PATIENCE:])):
+        return Verdict(
+            "refuse",
+            seconds,
+            f"after {len(rounds)} rounds there are still {last.pending:,} bytes to be carried, "
+            f"which would take {seconds:.1f} s of a pause that may last {max_pause:g} s: it is "
+            "written to faster than it can be carried; try at a quieter time, or with a longer "
+            "--max-pause",
+        )
+    return Verdict("again", seconds)
+
+
+def _seconds(rounds: Sequence[Round]) -> float:
+    """How long the next round would take.
+
+    A round has a part that does not depend on the amount, which is what the shortest one
+    took at the most; and a rate, which only a round that was long enough tells.
+    """
+    last = rounds[-1]
+    fixed = min(each.seconds for each in rounds)
+    rates = [each.size / each.seconds for each in rounds if each.size and each.seconds > 0]
+    if not last.pending or not rates:
+        return fixed
+    return max(fixed, last.pending / max(rates))
