@@ -30,6 +30,7 @@ _A_SERVER = (
     'write "http://HOST:PORT", "https://HOST:PORT", "h2://HOST:PORT" (HTTP/2 over TLS), '
     '"h2c://HOST:PORT" (HTTP/2) or "unix:/absolute/path"'
 )
+_A_COMMAND = 'a command and its arguments, as in ["systemctl", "start", "blog"]'
 _PORTS: dict[str, int] = {"http": 80, "https": 443, "h2": 443, "h2c": 80}
 
 
@@ -48,6 +49,11 @@ def name(value: object) -> str:
             'write a letter or digit, then letters, digits, "_", "." or "-"'
         )
     return value
+
+
+def optional_name(value: object) -> str:
+    """A name, or nothing."""
+    return "" if value == "" else name(value)
 
 
 def network(value: object) -> Network:
@@ -283,6 +289,26 @@ def header_name(value: object) -> str:
     if text and not _TOKEN.fullmatch(text):
         raise ValueError(f'{show(text)} is not a header\'s name; write one as in "X-Preview"')
     return text.lower()
+
+
+def command(value: object) -> tuple[str, ...]:
+    """A command and its arguments, or nothing: ``["systemctl", "start", "blog"]``."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{show(value)} is not a list; write {_A_COMMAND}")
+    for word in value:
+        if not isinstance(word, str) or "\0" in word:
+            raise ValueError(f"{show(word)} is not a word of a command; write {_A_COMMAND}")
+    if value and not value[0]:
+        raise ValueError(f"begins with an empty word; write {_A_COMMAND}")
+    return tuple(value)
+
+
+def ssh_destination(value: object) -> str:
+    """Whom ssh is to call, or nothing: ``root@192.0.2.2``, or a name of its configuration."""
+    text = visible(value)
+    if text.startswith("-"):
+        raise ValueError(f'{show(text)} is an option; write a host, as in "root@192.0.2.2"')
+    return text
 
 
 def visible(value: object) -> str:

@@ -21,8 +21,8 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
 
     :param added: the tables of what was added by command: whole sites, which have
         ``hosts``, and such as have nothing but ``backends``, for a site of the file.
-    :raise ConfigError: a table is wrong, two sites claim the same, or one wants certificates
-        that nobody issues.
+    :raise ConfigError: a table is wrong, two sites claim the same, one wants certificates
+        that nobody issues, or is nowhere.
     """
     sites = dict(settings.sites)
     for name, table in added.items():
@@ -38,6 +38,11 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
             problems += consistency.overlaps(sites[name], sites.values())
             if text := consistency.unissued(sites[name], settings):
                 problems.append(f"sites.{name}.tls.acme: {text}")
+        if name in sites:
+            problems += [
+                f"sites.{name}.{'.'.join(keys)}: {text}"
+                for keys, text in consistency.homeless(sites[name], settings)
+            ]
     if problems:
         raise config.ConfigError(problems)
     return sites

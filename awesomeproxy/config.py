@@ -15,11 +15,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from awesomeproxy import addresses, consistency, model
 from awesomeproxy.endpoints import endpoint
-from awesomeproxy.model import Backend, Settings, Site
+from awesomeproxy.model import Backend, Filesystem, Settings, Site
+from awesomeproxy.movers.kind import Kind
+from awesomeproxy.movers.reading import ByMover
 from awesomeproxy.quantities import choice, count, duration, flag, size, status_range
 from awesomeproxy.shapes import Named, Several, Shape, Spot
 
@@ -139,6 +142,11 @@ _HEALTH = Shape(
     },
 )
 
+_SERVICE = Shape(
+    model.Service,
+    {"start": addresses.command, "stop": addresses.command, "time": duration()},
+)
+
 _BACKEND = Shape(
     Backend,
     {
@@ -162,6 +170,8 @@ _BACKEND = Shape(
             check=consistency.check_server_tls,
         ),
         "send_proxy": choice("", "v1", "v2"),
+        "node": addresses.optional_name,
+        "service": _SERVICE,
     },
     needed={"servers": ()},
     check=consistency.check_backend,
@@ -210,6 +220,7 @@ _SITE = Shape(
             },
             check=consistency.check_site_tls,
         ),
+        "filesystem": addresses.optional_name,
         "max_body": size(zero=True),
         "max_in_flight": count(),
         "reuse_unsafe": duration(zero=True),
@@ -285,6 +296,33 @@ _ACME = Shape(
     check=consistency.check_acme,
 )
 
+_REACH = Shape(model.Reach, {"ssh": addresses.ssh_destination, "config": addresses.some_path})
+
+
+def _filesystem(
+    name: str, mover: str, node: str, on: Mapping[str, Any], mount_point: bool, options: Any = None
+) -> Filesystem:
+    return Filesystem(name, mover, node, on, options, mount_point)
+
+
+def _filesystem_shape(kind: Kind | None) -> Shape[Filesystem]:
+    known: dict[str, Any] = {"mover": addresses.name, "node": addresses.name, "mount_point": flag}
+    # Without a mover nobody knows which keys there are.
+    parts: dict[str, Any] = {"on": _anything, "options": _anything}
+    if kind is not None:
+        parts = {"on": Named(kind.place), "options": kind.options}
+    return Shape(
+        partial(_filesystem, mount_point=kind is not None and kind.mount_point),
+        known | parts,
+        needed={"mover": "", "node": "", "on": {}},
+        check=consistency.check_filesystem,
+    )
+
+
+def _anything(value: object) -> object:
+    return value
+
+
 _FILE = Shape(
     _settings,
     {
@@ -292,6 +330,8 @@ _FILE = Shape(
         "tls": _TLS,
         "acme": _ACME,
         "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),
+        "nodes": Named(_REACH, empty=True),
+        "filesystems": Named(ByMover("filesystem", _filesystem_shape), empty=True),
         "sites": Named(_SITE, empty=True),
     },
     needed={"listen": ()},

@@ -15,6 +15,7 @@ from awesomeproxy.model import (
     Acme,
     Backend,
     Bypass,
+    Filesystem,
     Listen,
     ServerTls,
     Settings,
@@ -66,6 +67,7 @@ def check_file(settings: Settings, spot: Spot) -> None:
         if not spot.at("acme").marred and (text := unissued(site, settings)):
             place.at("tls").at("acme").wrong(text)
     _check_certificates(settings, spot)
+    _check_nodes(settings, spot)
 
 
 def _check_certificates(settings: Settings, spot: Spot) -> None:
@@ -82,6 +84,62 @@ def _check_certificates(settings: Settings, spot: Spot) -> None:
         if listen.tls:
             place = spot.at("listen").item(index).at("tls")
             place.wrong(f"is true, but there is no certificate; {remedy}")
+
+
+def _check_nodes(settings: Settings, spot: Spot) -> None:
+    """What stands or lies on a node is on one that is known; what lives somewhere can."""
+    for name, filesystem in settings.filesystems.items():
+        for node in filesystem.places:
+            if text := _unknown(node, settings):
+                spot.at("filesystems").at(name).at("on").at(node).wrong(text)
+    if spot.at("filesystems").marred:
+        return
+    for name, site in settings.sites.items():
+        for keys, text in homeless(site, settings):
+            place = spot.at("sites").at(name)
+            for key in keys:
+                place = place.at(key)
+            place.wrong(text)
+
+
+def _unknown(node: str, settings: Settings) -> str:
+    known = sorted({settings.name, *settings.nodes})
+    if not node or node in known:
+        return ""
+    return (
+        f"{show(node)} is not a node; write {' or '.join(map(show, known))}, "
+        "or add a table [nodes.NAME]"
+    )
+
+
+def homeless(site: Site, settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with where a site stands and lives: each key, and a text."""
+    for backend in site.backends.values():
+        if text := _unknown(backend.node, settings):
+            yield ("backends", backend.name, "node"), text
+    if not site.filesystem:
+        return
+    lives = settings.filesystems.get(site.filesystem)
+    if lives is None:
+        remedy = f"add [filesystems.{site.filesystem}]"
+        yield ("filesystem",), f"{show(site.filesystem)} is not a filesystem; {remedy}"
+        return
+    for backend in site.backends.values():
+        if backend.node not in lives.places:
+            yield (
+                ("backends", backend.name, "node"),
+                f"has to be one on which the filesystem {show(site.filesystem)} has a place; "
+                f"write {' or '.join(map(show, lives.places)) or 'one'}",
+            )
+
+
+def check_filesystem(filesystem: Filesystem, spot: Spot) -> None:
+    """It starts on a node where it has a place."""
+    if filesystem.node and filesystem.places and filesystem.node not in filesystem.places:
+        spot.at("node").wrong(
+            f"{show(filesystem.node)} has no place for it; "
+            f"write {' or '.join(map(show, filesystem.places))}"
+        )
 
 
 def check_site(site: Site, spot: Spot) -> None:

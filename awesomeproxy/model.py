@@ -233,6 +233,7 @@ class Filesystem:
 
     name: str
     mover: str
+    node: str  # where it starts; the registry remembers where it is now
     places: Mapping[str, Any]
     options: Any = None  # of the mover
     mount_point: bool = True  # the paths are mount points: whether it is mounted says where it is
@@ -261,6 +262,7 @@ class Desired:
 
     site: Site
     placement: Placement
+    absent: str = ""  # why it cannot be served where it is placed, and has to be held
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +435,8 @@ class Settings:
     access_log: str
     listen: tuple[Listen, ...]
     sites: Mapping[str, Site]
+    nodes: Mapping[str, Reach] = field(default_factory=dict)
+    filesystems: Mapping[str, Filesystem] = field(default_factory=dict)
     drain_time: float = 30.0  # at SIGTERM, for requests in flight
     max_connections: int = 16_000  # of clients, all listeners together
     max_held: int = 50_000  # requests held, all sites together

@@ -27,13 +27,17 @@ from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.certifying import Certifying
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.happenings import Happenings
-from awesomeproxy.migrate.engine import Migration, recover
-from awesomeproxy.model import Desired, Ledger, Observed, Outcome, Placement, Settings, Site
+from awesomeproxy.migrate.plan import FILESYSTEM, Plan
+from awesomeproxy.migrate.recovery import recover
+from awesomeproxy.model import Desired, Observed, Outcome, Placement, Settings, Site
+from awesomeproxy.movers.shell import Shell
+from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
 from awesomeproxy.proxy.health import Unwell, check
 from awesomeproxy.proxy.plane import Plane
-from awesomeproxy.registry.interface import IRegistry
+from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
+from awesomeproxy.residence import Residence
 
 log = Logger()
 
@@ -68,7 +72,6 @@ class Node:
         self.sites: dict[str, Site] = {}
         self.added: dict[str, dict[str, Any]] = {}  # tables of what was added by command
         self.placements: dict[str, Placement] = {}
-        self.migrations: dict[str, Migration] = {}
         self.began = time.time()
         self._on_change: Happenings[str] = Happenings(reactor)
         self._watchers: dict[object, Callable[[dict[str, Any]], None]] = {}
@@ -76,6 +79,8 @@ class Node:
         self._control: IListeningPort | None = None
         self._definitions = DeferredLock()
         self.pauses = Pauses(self, settings.name)
+        self.moves = Moves(self)
+        self.residence = Residence(self)
         self.stopping = False
 
     def __repr__(self) -> str:
@@ -98,7 +103,13 @@ class Node:
         self.registry = await LocalRegistry.open(
             self.reactor, Path(settings.state_dir) / "registry.sqlite"
         )
-        for entry, state in await recover(self.registry):
+        self.added = await self.registry.definitions()
+        sites = compose(settings, self.added)
+        self.placements = await self.registry.placements()
+        left: list[Entry] = []
+        for entry, state in await recover(
+            self.registry, lambda entry: self.moves.carries(sites, entry), left.append
+        ):
             log.warn(
                 "{site}: the migration from {source} to {target} was cut off: {state}",
                 site=entry.site,
@@ -106,9 +117,7 @@ class Node:
                 target=entry.target,
                 state=state,
             )
-        self.added = await self.registry.definitions()
         self.placements = await self.registry.placements()
-        sites = compose(settings, self.added)
         for problem in misplaced(sites.values(), self.placements).values():
             # One site that nobody can reach is no reason to serve none.
             log.error("{problem}; its requests are held", problem=problem)
@@ -135,8 +144,12 @@ class Node:
             on_issued=lambda site: self.certifying.hurry(),
         )
         await self.place(sites.values())
+        await self._place_filesystems(settings)
+        await self.residence.start(settings.filesystems)
         for site in sites.values():
             self.define(site)
+        self.moves.take_up(left)
+        self.residence.settle()
         self._control = await listen_control(settings.control)
         await self.plane.listen(settings.listen)
         self.keeper.start()
@@ -164,9 +177,8 @@ class Node:
         if hasattr(self, "certifying"):
             await self.certifying.stop()
         await self.pauses.call_off("the daemon is stopping")
-        for migration in list(self.migrations.values()):
-            migration.stop("the daemon is stopping")
-            await migration.ended.wait()
+        await self.moves.stop("the daemon is stopping")
+        self.residence.stop()
         if hasattr(self, "plane"):
             await self.plane.stop(self.settings.drain_time)
         self._on_change.fire_all(Outcome.REFUSED)
@@ -202,6 +214,13 @@ class Node:
                 first = Placement(site.name, site.backend)
                 self.placements[site.name] = await self.registry.place(first, 0)
 
+    async def _place_filesystems(self, settings: Settings) -> None:
+        for filesystem in settings.filesystems.values():
+            name = FILESYSTEM + filesystem.name
+            if name not in self.placements:
+                first = Placement(name, filesystem.node)
+                self.placements[name] = await self.registry.place(first, 0)
+
     def define(self, site: Site) -> None:
         """Take over the definition, new or changed, of a site that has been placed."""
         self.sites[site.name] = site
@@ -232,6 +251,7 @@ class Node:
             self._check(sites)
             # What may fail comes first; all the rest happens in one turn.
             await self.place(sites.values())
+            await self._place_filesystems(settings)
             async with self.certifying.reading(settings.tls) as take:
                 self.plane.access_log.reopen()
                 await self.plane.listen(settings.listen)
@@ -245,8 +265,8 @@ class Node:
         problems = [problem for name, problem in wrong.items() if name not in unserved]
         problems += [
             f"sites.{name}: it is being migrated to {migration.target}; reload when that is done"
-            for name, migration in self.migrations.items()
-            if sites.get(name) != self.sites.get(name)
+            for name in self.sites
+            if (migration := self.moves.of(name)) and sites.get(name) != self.sites.get(name)
         ]
         if problems:
             raise config.ConfigError(problems)
@@ -293,11 +313,12 @@ class Node:
         if known is not None and known.generation > placement.generation:
             return
         self.placements[name] = placement
-        site = self.sites.get(name)
-        if site is None:
+        if name.startswith(FILESYSTEM):
+            self.residence.placed(name.removeprefix(FILESYSTEM))
+        elif name not in self.sites:
             return
-        self.plane.apply(Desired(site, placement))
-        self._watch_expiry(placement)
+        else:
+            self._apply(self.sites[name], placement)
         event = {"backend": placement.backend, "mode": placement.mode.value}
         if known is None or event != {"backend": known.backend, "mode": known.mode.value}:
             self.emit(
@@ -307,6 +328,10 @@ class Node:
                 generation=placement.generation,
                 **event,
             )
+
+    def _apply(self, site: Site, placement: Placement) -> None:
+        self.plane.apply(Desired(site, placement, self.residence.absent(site, placement)))
+        self._watch_expiry(placement)
 
     def observed(self, name: str) -> Observed:
         """What the workers report of a site.
@@ -358,31 +383,35 @@ class Node:
 
         :raise RegistryError: that could not be recorded; the site is as it was.
         """
-        migration = self.migrations.get(name)
+        migration = self.moves.of(name)
         if migration is not None:
             migration.stop(f"the site was resumed by {by!r}")
             await migration.ended.wait()
         return await self.pauses.resume(name, by)
 
-    def migrate(self, migration: Migration) -> Deferred[Ledger]:
-        """Begin a migration; nothing else moves or pauses its site until it has ended.
+    def mounted(self, filesystem: str, node: str) -> Deferred[None]:
+        """Fires when a filesystem is mounted on a node; fails if it is not in good time."""
+        return self.residence.wait(filesystem.removeprefix(FILESYSTEM), node)
 
-        :return: as :meth:`Migration.run`.
-        """
-        self.migrations[migration.site] = migration
-        return Deferred.fromCoroutine(self._migrate(migration))
+    def moving(self, name: str) -> bool:
+        """Whether a migration has to do with it."""
+        return self.moves.of(name) is not None
 
-    async def _migrate(self, migration: Migration) -> Ledger:
-        try:
-            return await migration.run()
-        finally:
-            del self.migrations[migration.site]
-            self._watch_expiry(self.placements[migration.site])
+    def moved(self, plan: Plan) -> None:
+        """A migration has ended, one way or the other."""
+        for member in plan.members:
+            if member.name in self.sites:
+                self._watch_expiry(self.placements[member.name])
+        self.residence.settle()
+
+    def shell(self, node: str) -> Shell:
+        """What runs commands on a node."""
+        return self.moves.shell(node)
 
     def _watch_expiry(self, placement: Placement) -> None:
         # A site that was paused before it was moved may have outstayed its pause by now,
         # but a move is not to be called off by that.
-        if placement.site in self.migrations:
+        if self.moving(placement.site):
             self.pauses.forget_expiry(placement.site)
         else:
             self.pauses.watch_expiry(placement)

@@ -148,9 +148,12 @@ class Several(Structure[tuple[Any, ...]]):
 
 @dataclass(frozen=True)
 class Named(Structure[dict[str, T]]):
-    """A table of tables, each under a name that its author has chosen."""
+    """A table of tables, each under a name that its author has chosen.
 
-    shape: Shape[T]
+    ``shape`` is given that name, as ``name``.
+    """
+
+    shape: Any  # a Shape, or another structure that is given the name
     empty: bool = False  # whether it may be
 
     def read(self, value: object, spot: Spot) -> dict[str, T]:
@@ -166,7 +169,8 @@ class Named(Structure[dict[str, T]]):
         """What the table named ``key`` stands for; None, with a note, if it is no table."""
         _read(name, key, spot)
         try:
-            return self.shape.read(table, spot, name=key)
+            made: T = self.shape.read(table, spot, name=key)
+            return made
         except ValueError as problem:
             spot.wrong(str(problem))
             return None

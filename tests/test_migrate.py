@@ -17,15 +17,17 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from awesomeproxy.happenings import Happenings
-from awesomeproxy.migrate.engine import Migration, RolledBack, recover
-from awesomeproxy.model import Counters, Ledger, Mode, Observed, Outcome, Placement, Site
+from awesomeproxy.migrate.engine import Migration, RolledBack
+from awesomeproxy.migrate.plan import Member, Plan
+from awesomeproxy.migrate.recovery import recover
+from awesomeproxy.model import Counters, Ledger, Mode, Observed, Outcome, Placement
 from awesomeproxy.registry.interface import Conflict, IRegistry, RegistryError
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.registry.memory import MemoryRegistry
 
 stage = twisted_fixture(a_stage)
 
-SITE = Site("blog", ("blog.test",), "one", {})
+PLAN = Plan(Member("blog", "one", "two"))
 OPENED = Placement("blog", "one")
 PAUSED = Placement("blog", "one", Mode.HOLDING, by="pause", expires=9e9, then="resume")
 
@@ -64,9 +66,6 @@ class Node:
     def __post_init__(self) -> None:
         self._changes: Happenings[str] = Happenings(self.reactor)
 
-    def site(self, name: str) -> Site:
-        return SITE
-
     def placement(self, name: str) -> Placement:
         return self.placed[-1]
 
@@ -92,6 +91,9 @@ class Node:
         self.in_flight = 0
         self._changes.fire("blog")
 
+    def mounted(self, filesystem: str, node: str) -> Deferred[None]:
+        return succeed(None)
+
     def check(self, site: str, backend: str) -> Deferred[None]:
         return self.checks.pop(0) if self.checks else succeed(None)
 
@@ -107,9 +109,7 @@ async def _node(placement: Placement = OPENED) -> Node:
 
 
 def _migration(node: Node, progress: Callable[[str, str], None] = lambda *_: None) -> Migration:
-    return Migration(
-        node, "blog", "two", max_pause=10.0, force=False, by="migrate", progress=progress
-    )
+    return Migration(node, PLAN, max_pause=10.0, force=False, by="migrate", progress=progress)
 
 
 async def _entry(node: Node) -> tuple[str, str]:
@@ -223,9 +223,7 @@ async def test_a_migration_with_force_cuts_at_half_time_and_never_after_the_drai
     node.in_flight = 1
     verifying: Deferred[None] = Deferred()
     node.checks = [succeed(None), verifying]
-    migration = Migration(
-        node, "blog", "two", max_pause=10.0, force=True, by="x", progress=lambda *_: None
-    )
+    migration = Migration(node, PLAN, max_pause=10.0, force=True, by="x", progress=lambda *_: None)
     running = Deferred.fromCoroutine(migration.run())
     node.reactor.advance(4.9)
     assert node.cuts == 0

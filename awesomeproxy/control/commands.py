@@ -24,7 +24,10 @@ from twisted.logger import Logger
 from awesomeproxy import __version__, config
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
-from awesomeproxy.migrate.engine import STEPS, Migration, RolledBack
+from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
+from awesomeproxy.migrate.planning import Unmovable
+from awesomeproxy.migrate.planning import make as make_plan
+from awesomeproxy.migrate.steps import plan as steps
 from awesomeproxy.model import Placement, Site
 from awesomeproxy.node import Node, Stopping
 from awesomeproxy.pausing import NotDrained, Overtaken
@@ -77,7 +80,7 @@ def _winner(placement: Placement | None) -> Mapping[str, Any] | None:
 
 
 def _not_migrating(node: Node, name: str) -> None:
-    migration = node.migrations.get(name)
+    migration = node.moves.of(name)
     if migration is not None:
         raise CommandFailed(
             f"{name} is being migrated to {migration.target} ({migration.step or 'ending'});"
@@ -95,10 +98,10 @@ def _idle(node: Node, name: str) -> None:
         )
 
 
-def _progress(node: Node, call: Call, name: str, command: str) -> Callable[[str, str], None]:
-    def progress(step: str, message: str) -> None:
-        call.progress(step, message)
-        node.emit(event="step", site=name, command=command, step=step, message=message)
+def _progress(node: Node, call: Call, name: str, command: str) -> Callable[..., None]:
+    def progress(step: str, message: str, **more: Any) -> None:
+        call.progress(step, message, **more)
+        node.emit(event="step", site=name, command=command, step=step, message=message, **more)
 
     return progress
 
@@ -144,7 +147,7 @@ def _site_status(node: Node, name: str) -> dict[str, Any]:
     site = node.sites[name]
     placement = node.placements[name]
     observed = node.observed(name)
-    migration = node.migrations.get(name)
+    migration = node.moves.of(name)
     certificate = node.keeper.status(name)
     return {
         "name": name,
@@ -244,20 +247,26 @@ async def migrate(
             _idle(node, site)
             if node.placements[site].backend == to:
                 raise CommandFailed(f"{site} is on {to} already", _winner(node.placements[site]))
-            migration = Migration(
-                node,
-                site,
-                to,
-                max_pause=max_pause,
-                force=force,
-                by=f"migrate to {to}",
-                progress=_progress(node, call, site, "migrate"),
-            )
-            running = node.migrate(migration)
+            try:
+                plan = make_plan(node.moves.world(), site, to, {})
+                running = node.moves.begin(
+                    plan,
+                    max_pause=max_pause,
+                    force=force,
+                    by=f"migrate to {to}",
+                    progress=_progress(node, call, site, "migrate"),
+                )
+            except Unmovable as problem:
+                raise CommandFailed(str(problem)) from None
     if dry_run:
         return await _plan(node, site, to)
     try:
         ledger = await running
+    except LeftUnfinished as left:
+        raise CommandFailed(
+            f"the migration to {to} is being undone, but that is not done yet: {left};"
+            " the daemon that is started next goes on with it"
+        ) from None
     except RolledBack as undone:
         failed = CommandFailed(
             f"the migration to {to} was rolled back in the step {undone.step!r}: {undone};"
@@ -287,7 +296,7 @@ async def _plan(node: Node, site: str, to: str) -> Mapping[str, Any]:
         "site": site,
         "source": source,
         "target": to,
-        "plan": [{"step": step, "what": what} for step, what in STEPS],
+        "plan": [{"step": step.name, "what": step.what} for step in steps(carrying=False)],
         "problems": problems,
     }
 

@@ -2,18 +2,27 @@
 
 ::
 
-    check -> hold -> drain -> switch -> verify -> commit -> release -> clean
-    '---------------- rolls back ----------------'  '-- rolls forward --'
+    check -> presync -> hold -> drain -> fence -> sync -> attach -> mount -> start
+    '---------------------------- rolls back ----------------------------------'
+          -> switch -> verify -> commit -> release -> clean
+             '-- rolls back --'  '---- rolls forward ----'
 
-The *commit* is one write to the registry: from then on the site is placed on the
+A site that has nothing to carry goes ``check, hold, drain, switch, verify, commit, release,
+clean``.  If there is something (see :mod:`.carriage`), its data is copied while the site is
+in use, round after round, until the rest of it fits into the pause; only then is the site
+held, and the source closed to whoever else would write there.
+
+The *commit* is one write to the registry: from then on everything is placed on the
 target, whatever happens.  Anything that goes wrong before it -- the target is not well,
 requests in flight do not finish, the pause takes longer than it may, an operator
-resumes the site -- leads back: the source serves again, and the requests that were
-held go there.  Such a migration has cost a wait and nothing else.
+resumes the site -- leads back: what was done is undone, the last step first, the source
+serves again, and the requests that were held go there.  Such a migration has cost a wait
+and nothing else.
 
-Every step is recorded in the journal before it begins, and the hold itself is recorded
-together with the journal's entry.  A daemon that dies on the way finds the entry when it
-starts again, and :func:`recover` takes it to the end that the commit decides.
+Every step is recorded in the journal before it begins.  A daemon that dies on the way finds
+the entry when it starts again.  If there was nothing to carry, :mod:`.recovery` takes it to
+the end that the commit decides, before anything is served; otherwise a :class:`Migration`
+undoes it, or cleans up after it, while the site is held and others are served.
 
 A site that was paused before it is moved is still paused afterwards, until its pause is
 over.  The placement that holds it says so, which is what recovery reads: a migration's own
@@ -23,34 +32,33 @@ hold ends with a resume (``then``) at no certain time (``expires``), as no pause
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from awesomeproxy.happenings import Once
-from awesomeproxy.model import Ledger, Mode, Observed, Outcome, Placement, Site
-from awesomeproxy.registry.interface import Entry, IRegistry, RegistryError
+from awesomeproxy.migrate.barrier import Barrier, Overtaken
+from awesomeproxy.migrate.carriage import Carriage
+from awesomeproxy.migrate.host import Host
+from awesomeproxy.migrate.ledger import Account
+from awesomeproxy.migrate.plan import Plan
+from awesomeproxy.migrate.prediction import Round, predict
+from awesomeproxy.migrate.steps import WHAT, begun
+from awesomeproxy.model import Ledger, Placement
+from awesomeproxy.registry.interface import Entry, RegistryError
 
 log = Logger()
 T = TypeVar("T")
 
 RELEASE_AT_MOST = 10.0  # seconds that the ledger waits for the last held request to go on
-TRY_AGAIN = 1.0  # seconds between tries to write down an end that is already in effect
+TRY_AGAIN = 1.0  # seconds between tries of what has to be done in the end
+TIDY_TRIES = 3  # of what hurts nobody if it is not done
+UNDO_TARGET = 5.0  # seconds that undoing may take at a target before the source serves again
 
-STEPS = (
-    ("check", "see that a server of the target is well"),
-    ("hold", "keep new requests waiting at the gate"),
-    ("drain", "let requests in flight finish"),
-    ("switch", "place the site on the target, still held"),
-    ("verify", "try the target past the held gate"),
-    ("commit", "record the target: from here on there is no way back"),
-    ("release", "let the held requests go on, to the target"),
-    ("clean", "close the connections to the source"),
-)
+Progress = Callable[..., None]  # told the step, what it does, and more by name
 
 
 class RolledBack(Exception):
@@ -65,83 +73,73 @@ class RolledBack(Exception):
         self.ledger = ledger
 
 
-class Host(Protocol):
-    """What a migration asks of the node it runs on."""
-
-    reactor: Any
-    registry: IRegistry
-
-    def site(self, name: str) -> Site:
-        """The definition of a site."""
-
-    def placement(self, name: str) -> Placement:
-        """Where it is placed, as the registry says."""
-
-    def adopt(self, placement: Placement) -> None:
-        """Make every worker converge to ``placement``."""
-
-    def observed(self, name: str) -> Observed:
-        """What the workers report."""
-
-    def changed(self, name: str) -> Deferred[Outcome]:
-        """Fires when what is reported of a site may have changed."""
-
-    def check(self, site: str, backend: str) -> Deferred[None]:
-        """Ask a backend's servers, past the gate; fails if none of them is well."""
-
-    def cut(self, site: str) -> int:
-        """Break off what is in flight."""
-
-
-Progress = Callable[[str, str], None]
+class LeftUnfinished(Exception):
+    """The daemon stops before the migration could be ended; the next one takes it up."""
 
 
 class Migration:
-    """One move of a site; see the module."""
+    """One move of a site, and of what comes along; see the module."""
 
     def __init__(
         self,
         host: Host,
-        site: str,
-        target: str,
+        plan: Plan,
         *,
         max_pause: float,
         force: bool,
         by: str,
         progress: Progress,
+        carriage: Callable[[int], Carriage] | None = None,
+        entry: Entry | None = None,
     ) -> None:
         """
         :param max_pause: seconds from the hold to the release, at the most.
         :param force: cut what is in flight when half of them are over.
         :param by: who moves it, for those who lose a race against it.
-        :param progress: told each step as it begins.
+        :param progress: told each step as it begins, and how it goes on.
+        :param carriage: makes what carries the data, given the migration's number.
+        :param entry: one that a dead daemon has left: it is only taken to its end.
         """
         self._host = host
-        self.site = site
-        self.source = host.placement(site).backend
-        self.target = target
+        self.plan = plan
+        self.target = plan.main.target
         self.step = ""
         self.ended = Once()
         self._max_pause = max_pause
         self._force = force
         self._by = by
         self._progress = progress
+        self._make_carriage = carriage
+        self._carriage: Carriage | None = None
         self._stopped = ""  # why it has to be rolled back
         self._final = False  # nothing stops it any more
         self._hurried = False  # but somebody waits for its end
+        self._leaving = False  # and need not see it
         self._waiting: Deferred[Any] | None = None
         self._timers: list[IDelayedCall] = []
-        self._entry: Entry | None = None
-        self._before: Placement | None = None
-        self._committed: Placement | None = None
-        self._held_at = 0.0
+        self._left = entry
+        self._barrier = Barrier(host, plan, by, entry)
+        self._held_at: float | None = None
         self._pause = 0.0
         self._steps: dict[str, float] = {}
         self._step_began = 0.0
-        self._counters = host.observed(site).counters
+        self._account = Account(host, plan)
 
-    def stop(self, reason: str) -> bool:
-        """Roll back, for ``reason``; False if it is too late for that."""
+    def __repr__(self) -> str:
+        main = self.plan.main
+        return f"<Migration of {main.name} from {main.source} to {main.target}: {self.step}>"
+
+    @property
+    def site(self) -> str:
+        """What it was asked for."""
+        return self.plan.main.name
+
+    def stop(self, reason: str, *, leave: bool = False) -> bool:
+        """Roll back, for ``reason``; False if it is too late for that.
+
+        :param leave: if undoing it cannot be done now, let the next daemon do it.
+        """
+        self._leaving = self._leaving or leave
         if self._final:
             self._hurried = True
             return False
@@ -155,12 +153,15 @@ class Migration:
 
         :raise RolledBack: something went wrong; the source serves as before.
         :raise Conflict, Busy: somebody else was first; nothing was begun.
+        :raise LeftUnfinished: the daemon stops.
         """
         try:
+            if self._left is not None:
+                return await self._resume(self._left)
             try:
                 await self._to_the_commit()
             except RegistryError as problem:
-                if self._entry is None:
+                if self._barrier.entry is None:
                     raise
                 await self._roll_back(str(problem))
             except RolledBack as undone:
@@ -176,96 +177,127 @@ class Migration:
         finally:
             self.ended.fire()
 
+        self._record("commit")
+        self._final = True
+        await self._barrier.commit()
+
     async def _to_the_commit(self) -> None:
-        host, name = self._host, self.site
         self._begin("check")
-        await self._guard(host.check(name, self.target))
-
+        if self._make_carriage is None:
+            await self._check()
+        else:
+            await self._begin_open(self._make_carriage)
+        if self._carriage is not None:
+            await self._presync(self._carriage)
         self._begin("hold")
-        before = self._before = host.placement(name)
-        paused = before.mode is Mode.HOLDING
-        hold = replace(
-            before,
-            mode=Mode.HOLDING,
-            by=self._by,
-            then=before.then if paused else "resume",
-            expires=before.expires if paused else None,
-        )
-        entry = await host.registry.begin(name, self.source, self.target, hold, before.generation)
-        self._entry = entry
-        cutting: IDelayedCall | None = None
-        self._counters = host.observed(name).counters
-        self._held_at = host.reactor.seconds()
-        self._later(self._max_pause, self.stop, f"the pause took longer than {self._max_pause:g} s")
-        if self._force:
-            cutting = self._later(self._max_pause / 2, host.cut, name)
-        hold = replace(hold, generation=entry.generation)
-        host.adopt(hold)
+        await self._hold()
+        await self._drain()
+        if self._carriage is not None:
+            await self._carry(self._carriage)
+        await self._switch()
+        self._record("commit")
+        self._final = True
+        await self._barrier.commit()
 
+    # Steps, up to the commit
+
+    async def _check(self) -> None:
+        """Every target that is a backend has a server that is well."""
+        for member in self.plan.moving:
+            if member.has_gate:
+                await self._guard(self._host.check(member.name, member.target))
+
+    async def _begin_open(self, make: Callable[[int], Carriage]) -> None:
+        """A migration that carries has its entry before anything is held."""
+        entry = await self._barrier.begin()
+        self._barrier.adopt()
+        self._carriage = make(entry.id)
+        self._record("check")
+        await self._do(self._carriage.check())
+
+    async def _presync(self, carriage: Carriage) -> None:
+        """Carry what there is, round after round, until a pause would be short enough."""
+        rounds: list[Round] = []
+        while True:
+            self._record("presync")
+            total = (await self._do(carriage.estimate())).pending
+            began = self._host.reactor.seconds()
+            size = await self._do(carriage.presync(self._teller("presync", total)))
+            seconds = self._host.reactor.seconds() - began
+            pending = (await self._do(carriage.estimate())).pending
+            rounds.append(Round(size, seconds, pending))
+            verdict = predict(rounds, self._max_pause)
+            self._progress(
+                "presync",
+                f"round {len(rounds)}: {size:,} bytes in {seconds:.1f} s; {pending:,} are left,"
+                f" which would take {verdict.predicted:.1f} s",
+                predicted=round(verdict.predicted, 3),
+            )
+            if verdict.do == "refuse":
+                raise RolledBack(verdict.why)
+            if verdict.do == "hold":
+                return
+
+    async def _hold(self) -> None:
+        await self._barrier.hold()
+        self._account.begin()
+        self._held_at = self._host.reactor.seconds()
+        self._later(self._max_pause, self.stop, f"the pause took longer than {self._max_pause:g} s")
+
+    async def _drain(self) -> None:
+        cutting: IDelayedCall | None = None
+        if self._force:
+            cutting = self._later(self._max_pause / 2, self._barrier.cut)
         self._record("drain")
-        while not self._drained(hold):
-            await self._guard(host.changed(name))
+        try:
+            await self._barrier.drain(self._guard)
+        except Overtaken as problem:
+            raise RolledBack(str(problem)) from None
         if cutting is not None and cutting.active():
             cutting.cancel()  # or it would cut those who try the target
 
+    async def _carry(self, carriage: Carriage) -> None:
+        """Everything that happens to the data in the pause."""
+        self._record("fence")
+        await self._do(carriage.fence())
+        self._record("sync")
+        await self._do(carriage.sync(self._teller("sync", 0)))
+        self._record("attach")
+        await self._do(carriage.attach())
+        self._record("mount")
+        for member in self.plan.moving:
+            if not member.has_gate:
+                await self._guard(self._host.mounted(member.name, member.target))
+        self._record("start")
+        await self._do(carriage.start())
+
+    async def _switch(self) -> None:
         self._record("switch")
-        host.adopt(replace(hold, backend=self.target))
-
+        self._barrier.switch()
         self._record("verify")
-        await self._guard(host.check(name, self.target))
+        if self._carriage is not None:
+            await self._do(self._carriage.verify())
+        await self._check()
 
-        self._record("commit")
-        self._final = True
-        self._committed = await host.registry.commit(
-            entry.id, replace(hold, backend=self.target), hold.generation
-        )
-
-    def _drained(self, hold: Placement) -> bool:
-        stored = self._host.placement(self.site)
-        if stored.generation != hold.generation:
-            raise RolledBack(f"the site was changed by {stored.by!r} meanwhile")
-        observed = self._host.observed(self.site)
-        return observed.drained and observed.generation >= hold.generation
+    # The end
 
     async def _release(self) -> Ledger:
-        host = self._host
-        held, before = self._committed, self._before
-        assert held is not None
-        assert before is not None
-        host.adopt(held)
-        after = replace(
-            held, mode=before.mode, expires=before.expires, then=before.then, by=self._by
-        )
+        """Everything is on the target: let it be used."""
+        self._barrier.adopt()
         self._begin("release")
-        if after.mode is Mode.OPEN:
-            after = await self._reopen(after, held)
-        else:
-            self._pause = host.reactor.seconds() - self._held_at
+        last = await self._barrier.open(self._barrier.forward(), self._by, self._opened)
         self._begin("clean")
-        if after.mode is Mode.OPEN:
-            await self._until_released()
+        await self._until_released()
+        if self._carriage is not None:
+            await self._tidy(self._carriage.clean)
         self._begin("")
         ledger = self._ledger("done", "")
-        await self._write_end("done", after, "", ledger)
+        await self._write_end("done", last, "", ledger)
         return ledger
 
-    async def _reopen(self, after: Placement, held: Placement) -> Placement:
-        """Let the held requests go on, then record that they did.
-
-        That they should is recorded already: the journal's entry says where the site is,
-        and recovery would open it.  So requests need not wait for the disk once more, nor
-        at all if it is full.
-        """
-        host = self._host
-        after = replace(after, generation=held.generation)
-        host.adopt(after)
-        self._pause = host.reactor.seconds() - self._held_at
-        try:
-            after = await host.registry.place(after, held.generation)
-        except RegistryError as problem:
-            log.error("{site}: opening is not recorded: {why}", site=self.site, why=problem)
-        host.adopt(after)
-        return after
+    def _opened(self) -> None:
+        if self._held_at is not None:
+            self._pause = self._host.reactor.seconds() - self._held_at
 
     async def _until_released(self) -> None:
         """Those held by this migration have gone on; so the ledger can tell.
@@ -273,51 +305,105 @@ class Migration:
         Who wants to stop the migration by now is not kept waiting for the sake of that.
         """
         late = self._host.reactor.seconds() + RELEASE_AT_MOST
-        while self._host.observed(self.site).held and not self._hurried:
+        while self._barrier.waiting() and not self._hurried:
             if self._host.reactor.seconds() > late:
                 return
-            wait: Deferred[None] = Deferred()
-            self._host.reactor.callLater(0.01, wait.callback, None)
-            await wait
+            await self._sleep(0.01)
 
     async def _roll_back(self, reason: str) -> None:
         """The source serves again; then say so."""
         self._final = True
         step = self.step
-        if self._entry is None:
+        if self._barrier.entry is None:
             self._begin("")
             raise RolledBack(reason, step, self._ledger("rolled back", reason))
-        assert self._before is not None
-        host = self._host
         self._begin("roll back")
-        back = host.placement(self.site)
-        if back.generation == self._entry.generation:  # else somebody has changed it since
-            if self._before.mode is Mode.OPEN:
-                open_again = replace(self._before, by=f"{self._by} (rolled back)")
-                back = await self._reopen(open_again, back)
-            else:
-                back = replace(self._before, generation=back.generation)
-                host.adopt(back)
-        self._pause = self._pause or host.reactor.seconds() - self._held_at
-        if back.mode is Mode.OPEN:
-            await self._until_released()
+        left = await self._undo(step)
+        by = f"{self._by} (rolled back)"
+        last = await self._barrier.open(self._barrier.back(), by, self._opened)
+        await self._until_released()
+        if self._carriage is not None:
+            for undo in left:
+                await self._tidy(undo)
+            self._begin("abandon")
+            await self._tidy(self._carriage.abandon)
         self._begin("")
         ledger = self._ledger("rolled back", reason)
-        await self._write_end("rolled back", back, reason, ledger)
+        await self._write_end("rolled back", last, reason, ledger)
         raise RolledBack(reason, step, ledger)
 
+    async def _undo(self, step: str) -> list[Callable[[], Awaitable[None]]]:
+        """Undo what was done to the data; return what could not be undone at the target.
+
+        What happens there hurts nobody while the source serves, so nobody waits for it long.
+        """
+        carriage = self._carriage
+        left: list[Callable[[], Awaitable[None]]] = []
+        if carriage is None:
+            return left
+        for name, undo in (("start", carriage.stop), ("attach", carriage.detach)):
+            if begun(name, step):
+                undoing = Deferred.fromCoroutine(undo())
+                try:
+                    await undoing.addTimeout(UNDO_TARGET, self._host.reactor)
+                except Exception as problem:
+                    self._trouble(name, problem)
+                    left.append(undo)
+        if begun("fence", step):
+            await self._until_done("fence", carriage.unfence)
+        return left
+
+    async def _until_done(self, step: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what has to be done, however often that takes."""
+        while True:
+            try:
+                return await work()
+            except Exception as problem:
+                self._trouble(step, problem)
+                if self._leaving:
+                    raise LeftUnfinished(str(problem)) from None
+            await self._sleep(TRY_AGAIN)
+
+    async def _tidy(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what would be good to be done, but hurts nobody if it is not."""
+        for number in range(TIDY_TRIES):
+            try:
+                return await work()
+            except Exception as problem:
+                self._trouble(self.step, problem)
+                if self._hurried or number + 1 == TIDY_TRIES:
+                    return
+            await self._sleep(TRY_AGAIN)
+
+    def _trouble(self, step: str, problem: Exception) -> None:
+        log.error("{site}: {step}: {why}", site=self.site, step=step, why=problem)
+        self._progress(self.step, f"{step}: {problem}")
+
+    async def _resume(self, entry: Entry) -> Ledger:
+        """Take a migration that a dead daemon has left to the end that its commit decides."""
+        if self._make_carriage is not None:
+            self._carriage = self._make_carriage(entry.id)
+        self._final = True
+        self._by = "recovery after a crash"
+        if entry.state == "committed":
+            return await self._release()
+        self.step = entry.step
+        await self._roll_back(f"the daemon died during the step {entry.step or 'hold'!r}")
+        raise AssertionError("a rollback ends with RolledBack")
+
     async def _write_end(
-        self, state: Literal["done", "rolled back"], last: Placement, reason: str, ledger: Ledger
+        self,
+        state: Literal["done", "rolled back"],
+        last: dict[str, Placement],
+        reason: str,
+        ledger: Ledger,
     ) -> None:
         """Close the journal's entry, if need be later; it is true already."""
-        host, entry = self._host, self._entry
+        entry = self._barrier.entry
         assert entry is not None
         plain = json.loads(json.dumps(ledger.as_json()))
         try:
-            placed = await host.registry.finish(
-                entry.id, state, last, last.generation, reason, plain
-            )
-            host.adopt(placed)
+            await self._barrier.finish(state, last, reason, plain)
         except RegistryError as problem:
             log.error(
                 "{site}: the end of migration {id} ({state}) is not recorded yet: {problem}",
@@ -326,23 +412,24 @@ class Migration:
                 state=state,
                 problem=problem,
             )
-            host.reactor.callLater(TRY_AGAIN, self._write_later, state, last, reason, ledger)
+            self._host.reactor.callLater(TRY_AGAIN, self._write_later, state, reason, ledger)
 
-    def _write_later(self, state: Any, last: Placement, reason: str, ledger: Ledger) -> None:
-        stored = self._host.placement(self.site)
-        deferred = Deferred.fromCoroutine(self._write_end(state, stored, reason, ledger))
+    def _write_later(self, state: Any, reason: str, ledger: Ledger) -> None:
+        writing = self._write_end(state, self._barrier.stored(), reason, ledger)
+        deferred = Deferred.fromCoroutine(writing)
         deferred.addErrback(lambda failure: log.failure("journal", failure))
 
-    # Steps
+    # Progress
 
     def _begin(self, step: str) -> None:
         """A step begins, and with it the one before has ended."""
         now = self._host.reactor.seconds()
         if self.step:
-            self._steps[self.step] = round(now - self._step_began, 6)
+            spent = self._steps.get(self.step, 0.0) + now - self._step_began
+            self._steps[self.step] = round(spent, 6)
         self.step, self._step_began = step, now
         if step:
-            self._progress(step, dict(STEPS).get(step, "let the source serve again"))
+            self._progress(step, WHAT[step])
 
     def _record(self, step: str) -> None:
         """A step before the commit begins; the registry writes in turn, so this comes first.
@@ -350,9 +437,10 @@ class Migration:
         Requests wait, so nobody waits for the disk: every step up to the commit is undone
         in the same way, and if this cannot be written the commit cannot either.
         """
-        assert self._entry is not None
+        entry = self._barrier.entry
+        assert entry is not None
         self._begin(step)
-        recorded = self._host.registry.step(self._entry.id, step)
+        recorded = self._host.registry.step(entry.id, step)
         recorded.addErrback(
             lambda failure: log.error(
                 "{site}: the step {step!r} is not recorded: {why}",
@@ -362,10 +450,36 @@ class Migration:
             )
         )
 
+    def _teller(self, step: str, total: int) -> Callable[[int], None]:
+        began = self._host.reactor.seconds()
+
+        def tell(size: int) -> None:
+            seconds = self._host.reactor.seconds() - began
+            rate = round(size / seconds) if seconds > 0 else 0
+            self._progress(step, "", bytes=size, total=max(total, size), rate=rate)
+
+        return tell
+
+    def _ledger(self, outcome: Literal["done", "rolled back"], reason: str) -> Ledger:
+        return self._account.ledger(
+            outcome,
+            reason,
+            pause=self._pause,
+            steps=self._steps,
+            bytes_moved=self._carriage.carried if self._carriage is not None else 0,
+        )
+
+    # Waiting
+
+    async def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return await self._guard(Deferred.fromCoroutine(work))
+
     async def _guard(self, deferred: Deferred[T]) -> T:
         """Wait for ``deferred``, unless the migration is stopped meanwhile."""
         self._waiting = deferred
         try:
+            if self._stopped:
+                deferred.cancel()
             result = await deferred
         except CancelledError:
             raise RolledBack(self._stopped or "cancelled") from None
@@ -379,51 +493,12 @@ class Migration:
             raise RolledBack(self._stopped)
         return result
 
+    async def _sleep(self, seconds: float) -> None:
+        wait: Deferred[None] = Deferred()
+        self._host.reactor.callLater(seconds, wait.callback, None)
+        await wait
+
     def _later(self, delay: float, function: Callable[..., Any], *args: Any) -> IDelayedCall:
         timer: IDelayedCall = self._host.reactor.callLater(delay, function, *args)
         self._timers.append(timer)
         return timer
-
-    def _ledger(self, outcome: Any, reason: str) -> Ledger:
-        observed = self._host.observed(self.site)
-        counts = observed.counters.since(self._counters)
-        return Ledger(
-            site=self.site,
-            source=self.source,
-            target=self.target,
-            generation=self._host.placement(self.site).generation,
-            outcome=outcome,
-            reason=reason,
-            **asdict(counts),
-            longest_added_wait=round(observed.longest_wait, 6) if counts.released else 0.0,
-            pause=round(self._pause, 6),
-            steps=dict(self._steps),
-        )
-
-
-async def recover(registry: IRegistry) -> list[tuple[Entry, str]]:
-    """Take every migration that a crash has left to its end; before anything is served.
-
-    :return: the entries, and what has become of each.
-    """
-    ended: list[tuple[Entry, str]] = []
-    placements = await registry.placements()
-    for entry in await registry.unfinished():
-        stored = placements[entry.site]
-        forward = entry.state == "committed"
-        # A later change than the migration's own (an operator's resume) stands.
-        mine = stored.generation == entry.generation
-        own_hold = stored.then == "resume" and stored.expires is None
-        mode = Mode.OPEN if mine and own_hold else stored.mode
-        last = replace(
-            stored,
-            backend=entry.target if forward else entry.source,
-            mode=mode,
-            then="refuse" if mode is Mode.OPEN else stored.then,
-            by="recovery after a crash",
-        )
-        reason = "" if forward else f"the daemon died during the step {entry.step or 'hold'!r}"
-        state: Literal["done", "rolled back"] = "done" if forward else "rolled back"
-        await registry.finish(entry.id, state, last, stored.generation, reason)
-        ended.append((entry, state))
-    return ended

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
 
-from awesomeproxy.movers.interface import Kind
+from awesomeproxy.movers.kind import Kind
 
 GROUP = "awesomeproxy.movers"
 
 
-def names() -> list[str]:
-    """The names of all movers that are installed."""
-    return sorted({point.name for point in entry_points(group=GROUP)})
+def names(carries: str) -> list[str]:
+    """The names of the movers that are installed and carry a filesystem, or a database."""
+    found = []
+    for name in sorted({point.name for point in entry_points(group=GROUP)}):
+        with suppress(ValueError):
+            if find(name).carries == carries:
+                found.append(name)
+    return found
 
 
 @cache
@@ -25,8 +31,10 @@ def find(name: str) -> Kind:
         try:
             kind = point.load()
         except Exception as problem:  # somebody else's code
-            raise ValueError(f"{name!r} cannot be used: {problem}; see to {point.value}") from None
+            raise ValueError(f'"{name}" cannot be used: {problem}; see to {point.value}') from None
         if not isinstance(kind, Kind):
-            raise ValueError(f"{name!r} is no mover: {point.value} is not a Kind; see to it")
+            raise ValueError(f'"{name}" is no mover: {point.value} is not a Kind; see to it')
         return kind
-    raise ValueError(f"{name!r} is not a mover; write {' or '.join(names())}")
+    others = sorted({point.name for point in entry_points(group=GROUP)})
+    known = " or ".join(f'"{other}"' for other in others)
+    raise ValueError(f'"{name}" is not a mover; write {known}')

@@ -23,14 +23,14 @@ that its coroutine runs in): then what it has started is ended before it returns
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from zope.interface import Attribute, Interface
 
+from awesomeproxy.movers.kind import Kind as Kind  # what a mover is found by
 from awesomeproxy.movers.shell import Shell
-from awesomeproxy.shapes import Shape
 
 Progress = Callable[[int], None]  # told how many bytes the running step has carried so far
 
@@ -124,18 +124,3 @@ class IMover(Interface):
 
     async def abandon() -> None:
         """After a rollback: end what may still run, and keep what makes the next try cheap."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A way of moving things, found by its name among the entry points.
-
-    An entry point of the group ``awesomeproxy.movers`` names one of these.
-    """
-
-    carries: Literal["filesystem", "database"]
-    make: Callable[[Job], Any]  # an IMover
-    place: Shape[Any]  # the keys that say where the thing is on one node
-    options: Shape[Any] = field(default_factory=lambda: Shape(dict, {}))
-    live: bool = True  # whether there is a presync, so that the pause does not carry it all
-    about: Mapping[str, str] = field(default_factory=dict)  # what each key means, for the docs

@@ -15,7 +15,6 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
@@ -23,6 +22,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
+
+from awesomeproxy.model import Reach
 
 TIME = 60.0  # seconds that a command may take, unless it says otherwise
 KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last ones
@@ -47,15 +48,6 @@ class ShellError(Exception):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status  # what it ended with; None: it was ended, or never began
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How commands come to a node."""
-
-    name: str
-    ssh: str = ""  # as ssh(1) takes it: a host, user@host, or a name in its configuration
-    config: str = ""  # ssh's configuration file; empty: the daemon's user's own
 
 
 class Shell:

@@ -34,6 +34,7 @@ class LiveSite:
         self.site = desired.site
         self.name = desired.site.name.encode()
         self.placement = desired.placement
+        self.absent = desired.absent  # why it cannot be served where it is placed
         self.gate = Gate(plane.clock, total=plane.held, on_idle=self._gate_idle)
         self.backends: dict[str, LiveBackend] = {}
         self.backend: LiveBackend | None = None  # where it is placed
@@ -53,7 +54,7 @@ class LiveSite:
         self._expiry: IDelayedCall | None = None
         self._was_drained = False
         self._define(desired.site)
-        self._place(desired.placement)
+        self._place(desired.placement, desired.absent)
 
     def __repr__(self) -> str:
         return f"<LiveSite {self.site.name} on {self.placement.backend}: {self.gate!r}>"
@@ -69,9 +70,9 @@ class LiveSite:
         """Converge to ``desired``; an older generation than the present one is ignored."""
         if desired.site != self.site:
             self._define(desired.site)
-            self._place(self.placement)
+            self._place(self.placement, self.absent)
         if desired.placement.generation >= self.placement.generation:
-            self._place(desired.placement)
+            self._place(desired.placement, desired.absent)
 
     def stop_holding(self) -> None:
         """The proxy stops: refuse what is held; what can still pass may."""
@@ -121,10 +122,11 @@ class LiveSite:
         for check in self._checks.pop(name, ()):
             check.stop()
 
-    def _place(self, placement: Placement) -> None:
+    def _place(self, placement: Placement, absent: str) -> None:
         before, self.placement = self.backend, placement
+        self.absent = absent
         self.backend = self.backends.get(placement.backend)
-        holds = placement.mode is Mode.HOLDING or self.backend is None
+        holds = placement.mode is Mode.HOLDING or self.backend is None or bool(absent)
         if holds:
             self._hold()
         if before is not self.backend:
@@ -283,7 +285,10 @@ class LiveSite:
                 name: {str(server.server): server.describe(now) for server in live.servers}
                 for name, live in self.backends.items()
             },
-            trouble=gate.trouble or gate.refusing or ("" if backend else self.why_unreachable()),
+            trouble=gate.trouble
+            or gate.refusing
+            or self.absent
+            or ("" if backend else self.why_unreachable()),
         )
 
     def counters(self) -> Counters:
@@ -321,7 +326,7 @@ class LiveSite:
         :param secret: what the request had in the field :attr:`bypass_field`.
         """
         bypass = self.site.bypass
-        if not self.gate.holding or client is None or self.backend is None:
+        if not self.gate.holding or client is None or self.backend is None or self.absent:
             return False
         if secret is not None and hmac.compare_digest(secret, bypass.secret.encode()):
             self._was_drained = False  # it is not, from here on
@@ -349,6 +354,8 @@ class LiveSite:
         gate = self.gate
         if self.backend is None:
             what = "The site's servers are not known"
+        elif self.absent:
+            what = "The site's files are not there"
         elif gate.refusing:
             what = "The site takes no requests for now"
         elif gate.holding:

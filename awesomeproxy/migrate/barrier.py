@@ -1,0 +1,250 @@
+"""Everything a migration holds, as one door: held, drained, moved and opened together.
+
+It remembers what was there before, so that it can lead back, and what it has placed itself,
+so that it notices when somebody else has placed something since.  What it writes goes to
+the registry in one transaction each time, together with the journal's entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from awesomeproxy.migrate.host import Host
+from awesomeproxy.migrate.plan import Member, Plan
+from awesomeproxy.migrate.recovery import is_own_hold
+from awesomeproxy.model import Mode, Outcome, Placement
+from awesomeproxy.registry.interface import Entry, RegistryError
+
+log = Logger()
+
+
+class Overtaken(Exception):
+    """Somebody else has placed something meanwhile; the message says what and who."""
+
+
+class Barrier:
+    """The members of a plan, and where they are."""
+
+    def __init__(self, host: Host, plan: Plan, by: str, entry: Entry | None) -> None:
+        """
+        :param by: who holds it, for others.
+        :param entry: the journal's, if a dead daemon has left it.
+        """
+        self._host = host
+        self._plan = plan
+        self._by = by
+        self._before: dict[str, Placement] = {}  # what a rollback leads back to
+        self._ours: dict[str, Placement] = {}  # what was placed last
+        self.entry = entry
+        if entry is not None:
+            self._remember(entry)
+
+    def _remember(self, entry: Entry) -> None:
+        generations = {entry.site: entry.generation}
+        generations |= {each.site: each.generation for each in entry.along}
+        self._ours = self.stored()
+        for name, stored in self._ours.items():
+            # A later change than the migration's own (an operator's resume) stands.
+            opens = stored.generation == generations[name] and is_own_hold(stored)
+            back = replace(stored, mode=Mode.OPEN, then="refuse") if opens else stored
+            self._before[name] = back
+
+    # To the target
+
+    async def begin(self) -> Entry:
+        """Have an entry in the journal, with nothing held yet.
+
+        :raise Conflict, Busy: somebody else was first.
+        """
+        return await self._begin(self.stored())
+
+    async def hold(self) -> None:
+        """Record that everything is held; sites and databases are told by :meth:`drain`.
+
+        :raise Conflict, Busy: somebody else was first.
+        """
+        before = self.stored()
+        holds = {name: self._held(placement) for name, placement in before.items()}
+        if self.entry is None:
+            await self._begin(holds)
+        else:
+            main, along = self._split(holds)
+            await self._host.registry.hold(self.entry.id, main, main.generation, along)
+            self._written(holds)
+        self._before = before
+
+    async def drain(self, wait: Callable[[Deferred[Outcome]], Any]) -> None:
+        """Wait until nothing is in flight anywhere.
+
+        Databases are held once their sites are drained: a request in flight may still need
+        a connection to one.
+
+        :param wait: waits for a Deferred, unless the migration is stopped.
+        :raise Overtaken: it is not held any more.
+        """
+        sites = [member for member in self._plan.members if member.is_site]
+        others = [member for member in self._plan.members if not member.is_site]
+        for group in (sites, others):
+            self._adopt(group)
+            for member in group:
+                while member.has_gate and not self._drained(member):
+                    await wait(self._host.changed(member.name))
+
+    def cut(self) -> None:
+        """Break off whatever is in flight."""
+        for member in self._plan.members:
+            if member.has_gate:
+                self._host.cut(member.name)
+
+    def switch(self) -> None:
+        """Place what moves on its target, held as it is; this is not recorded yet."""
+        for member in self._plan.moving:
+            self._host.adopt(replace(self._ours[member.name], backend=member.target))
+
+    async def commit(self) -> None:
+        """Record that everything is on its target.
+
+        :raise Conflict: somebody else has placed something meanwhile.
+        """
+        assert self.entry is not None
+        moved = {
+            member.name: replace(self._ours[member.name], backend=member.target)
+            for member in self._plan.members
+        }
+        main, along = self._split(moved)
+        await self._host.registry.commit(self.entry.id, main, main.generation, along)
+        self._written(moved)
+
+    # Open again
+
+    def forward(self) -> dict[str, Placement]:
+        """What everything is to be after the commit: as before, but on the target."""
+        return {
+            name: replace(self._before[name], backend=held.backend, generation=held.generation)
+            for name, held in self._ours.items()
+        }
+
+    def back(self) -> dict[str, Placement]:
+        """What everything is to be after a rollback: as before.
+
+        What somebody else has changed since, or what was never held, stays.
+        """
+        last = self.stored()
+        for name, ours in self._ours.items():
+            if name in self._before and last[name].generation == ours.generation:
+                last[name] = replace(self._before[name], generation=ours.generation)
+        return last
+
+    async def open(
+        self, after: dict[str, Placement], by: str, opened: Callable[[], None]
+    ) -> dict[str, Placement]:
+        """Let the held requests go on, then record that they did.
+
+        That they should is recorded already: the journal's entry says where everything is,
+        and recovery would open it.  So requests need not wait for the disk once more, nor
+        at all if it is full.
+
+        :param after: see :meth:`forward` and :meth:`back`.
+        :param by: who opens what is opened.
+        :param opened: called when the requests are let go.
+        :return: what is stored.
+        """
+        host = self._host
+        for name, placement in after.items():
+            if placement.mode is Mode.OPEN:
+                after[name] = replace(placement, by=by)
+        for member in self._plan.members:
+            host.adopt(after[member.name])
+        opened()
+        for name, placement in after.items():
+            if placement.mode is Mode.OPEN:
+                try:
+                    after[name] = await host.registry.place(placement, placement.generation)
+                except RegistryError as problem:
+                    log.error("{site}: opening is not recorded: {why}", site=name, why=problem)
+                host.adopt(after[name])
+        return after
+
+    def waiting(self) -> bool:
+        """Whether requests that were held here still wait, though they need not."""
+        return any(
+            self._host.observed(member.name).held
+            for member in self._plan.members
+            if member.has_gate and self._host.placement(member.name).mode is Mode.OPEN
+        )
+
+    async def finish(
+        self, state: Any, last: dict[str, Placement], reason: str, ledger: dict[str, Any]
+    ) -> None:
+        """Close the journal's entry; see :meth:`IRegistry.finish`.
+
+        :raise RegistryError: it cannot be written.
+        """
+        assert self.entry is not None
+        main, along = self._split(last)
+        placed = await self._host.registry.finish(
+            self.entry.id, state, main, main.generation, reason, ledger, along
+        )
+        for each in (placed, *(replace(each, generation=each.generation + 1) for each in along)):
+            self._host.adopt(each)
+
+    # Placements
+
+    def stored(self) -> dict[str, Placement]:
+        """Where everything is, as the registry says."""
+        return {member.name: self._host.placement(member.name) for member in self._plan.members}
+
+    async def _begin(self, placements: dict[str, Placement]) -> Entry:
+        main, along = self._split(placements)
+        targets = [member.target for member in self._plan.along]
+        self.entry = await self._host.registry.begin(
+            main.site,
+            self._plan.main.source,
+            self._plan.main.target,
+            main,
+            main.generation,
+            list(zip(along, targets, strict=True)),
+        )
+        self._written(placements)
+        return self.entry
+
+    def _held(self, before: Placement) -> Placement:
+        paused = before.mode is Mode.HOLDING
+        return replace(
+            before,
+            mode=Mode.HOLDING,
+            by=self._by,
+            then=before.then if paused else "resume",
+            expires=before.expires if paused else None,
+        )
+
+    def _drained(self, member: Member) -> bool:
+        stored, hold = self._host.placement(member.name), self._ours[member.name]
+        if stored.generation != hold.generation:
+            raise Overtaken(f"{member.name} was changed by {stored.by!r} meanwhile")
+        observed = self._host.observed(member.name)
+        return observed.drained and observed.generation >= hold.generation
+
+    def _split(self, placements: dict[str, Placement]) -> tuple[Placement, list[Placement]]:
+        along = [placements[member.name] for member in self._plan.along]
+        return placements[self._plan.main.name], along
+
+    def _written(self, placements: dict[str, Placement]) -> None:
+        """``placements`` are stored now, each a generation later."""
+        self._ours = {
+            name: replace(placement, generation=placement.generation + 1)
+            for name, placement in placements.items()
+        }
+
+    def _adopt(self, members: Sequence[Member]) -> None:
+        for member in members:
+            self._host.adopt(self._ours[member.name])
+
+    def adopt(self) -> None:
+        """Have the workers hear of what was placed last."""
+        self._adopt(self._plan.members)

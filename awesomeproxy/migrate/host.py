@@ -1,0 +1,38 @@
+"""What a migration asks of the node it runs on."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+
+from awesomeproxy.model import Observed, Outcome, Placement
+from awesomeproxy.registry.interface import IRegistry
+
+
+class Host(Protocol):
+    """The node, as a migration sees it.  Names are those of placements."""
+
+    reactor: Any
+    registry: IRegistry
+
+    def placement(self, name: str) -> Placement:
+        """Where it is placed, as the registry says."""
+
+    def adopt(self, placement: Placement) -> None:
+        """Make every worker converge to ``placement``."""
+
+    def observed(self, name: str) -> Observed:
+        """What the workers report of a site or a database."""
+
+    def changed(self, name: str) -> Deferred[Outcome]:
+        """Fires when what is reported may have changed."""
+
+    def check(self, site: str, backend: str) -> Deferred[None]:
+        """Ask a backend's servers, past the gate; fails if none of them is well."""
+
+    def mounted(self, filesystem: str, node: str) -> Deferred[None]:
+        """Fires when a filesystem is mounted on a node; fails if that cannot be known."""
+
+    def cut(self, site: str) -> int:
+        """Break off what is in flight."""

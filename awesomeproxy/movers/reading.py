@@ -1,0 +1,40 @@
+"""Tables whose mover decides which keys they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from awesomeproxy.movers import finding
+from awesomeproxy.movers.kind import Kind
+from awesomeproxy.shapes import Shape, Spot, Structure
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ByMover(Structure[T]):
+    """A table with a key ``mover``; ``shape`` has all of its keys, given the mover's kind."""
+
+    carries: Literal["filesystem", "database"]
+    shape: Callable[[Kind | None], Shape[T]]
+
+    def read(self, value: object, spot: Spot, **given: object) -> T:
+        name = value.get("mover") if isinstance(value, Mapping) else None
+        kind: Kind | None = None
+        if isinstance(name, str) and name:
+            kind = self._find(name, spot.at("mover"))
+        return self.shape(kind).read(value, spot, **given)
+
+    def _find(self, name: str, spot: Spot) -> Kind | None:
+        try:
+            kind = finding.find(name)
+        except ValueError as problem:
+            spot.wrong(str(problem))
+            return None
+        if kind.carries != self.carries:
+            right = " or ".join(f'"{each}"' for each in finding.names(self.carries))
+            spot.wrong(f'"{name}" carries a {kind.carries}, not a {self.carries}; write {right}')
+            return None
+        return kind

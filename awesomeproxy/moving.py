@@ -1,0 +1,224 @@
+"""The migrations of a node: planned, begun, and taken up where a dead daemon has left them.
+
+While a migration runs, nothing else moves or pauses any of its members; who tries is told
+which migration that is.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from awesomeproxy.migrate.engine import LeftUnfinished, Migration, RolledBack
+from awesomeproxy.migrate.host import Host as MigrationHost
+from awesomeproxy.migrate.loading import Loading
+from awesomeproxy.migrate.plan import Plan
+from awesomeproxy.migrate.planning import Unmovable, World, read
+from awesomeproxy.model import Ledger, Placement, Reach, Settings, Site
+from awesomeproxy.movers.interface import Estimate
+from awesomeproxy.movers.shell import Shell
+from awesomeproxy.registry.interface import Entry
+
+log = Logger()
+
+
+class Host(MigrationHost, Protocol):
+    """What the migrations ask of their node."""
+
+    settings: Settings
+    sites: dict[str, Site]
+    placements: dict[str, Placement]
+
+    def moved(self, plan: Plan) -> None:
+        """A migration has ended, one way or the other."""
+
+    def emit(self, **event: Any) -> None:
+        """Tell everybody who watches."""
+
+
+class Moves:
+    """Those that run, by the names of all their members."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._running: dict[str, Migration] = {}
+        self._shells: dict[Reach, Shell] = {}
+        self._sockets = ""  # a directory for those of ssh
+
+    def __repr__(self) -> str:
+        return f"<Moves: {', '.join(map(repr, self._all())) or 'none'}>"
+
+    def of(self, name: str) -> Migration | None:
+        """The migration that has to do with ``name`` now."""
+        return self._running.get(name)
+
+    def _all(self) -> list[Migration]:
+        return list(dict.fromkeys(self._running.values()))
+
+    # Beginning
+
+    def loader(self, plan: Plan) -> Callable[[int], Any] | None:
+        """What makes the carriage of ``plan``; None if there is nothing to carry.
+
+        :raise Unmovable: something is not configured that would have to be carried.
+        """
+        return self._loader(self.world(), plan)
+
+    def _loader(self, world: World, plan: Plan) -> Callable[[int], Any] | None:
+        scratch = f"{self._host.settings.state_dir}/movers"
+        return Loading(self._host.reactor, world, self.shell, scratch).loader(plan)
+
+    def world(self, sites: Mapping[str, Site] | None = None) -> World:
+        """All that a plan is made from; ``sites``: these instead of those that are served."""
+        host = self._host
+        served = host.sites if sites is None else sites
+        return World(served, {}, host.settings.filesystems, host.placements)
+
+    def begin(
+        self,
+        plan: Plan,
+        *,
+        max_pause: float,
+        force: bool,
+        by: str,
+        progress: Callable[..., None],
+    ) -> Deferred[Ledger]:
+        """Begin a migration; see :class:`.engine.Migration`.
+
+        :return: as :meth:`Migration.run`.
+        :raise Unmovable: as :meth:`loader`.
+        """
+        migration = Migration(
+            self._host,
+            plan,
+            max_pause=max_pause,
+            force=force,
+            by=by,
+            progress=progress,
+            carriage=self.loader(plan),
+        )
+        return self._run(migration)
+
+    def _run(self, migration: Migration) -> Deferred[Ledger]:
+        for member in migration.plan.members:
+            self._running[member.name] = migration
+        return Deferred.fromCoroutine(self._until_ended(migration))
+
+    async def _until_ended(self, migration: Migration) -> Ledger:
+        try:
+            return await migration.run()
+        finally:
+            for member in migration.plan.members:
+                del self._running[member.name]
+            self._host.moved(migration.plan)
+
+    async def foresee(self, plan: Plan) -> Estimate | None:
+        """How much ``plan`` would carry; None if nothing.
+
+        :raise MoverError: it cannot be done, and why.
+        """
+        loader = self.loader(plan)
+        if loader is None:
+            return None
+        carriage = loader(0)
+        await carriage.check()
+        estimate: Estimate = await carriage.estimate()
+        return estimate
+
+    # Recovery
+
+    def carries(self, sites: Mapping[str, Site], entry: Entry) -> bool:
+        """Whether an entry of a dead daemon has more to it than placements.
+
+        :param sites: those that are going to be served.
+        """
+        try:
+            return self._loader(self.world(sites), read(entry)) is not None
+        except Unmovable:  # then nobody knows what has to be undone
+            return True
+
+    def take_up(self, entries: Iterable[Entry]) -> None:
+        """Take migrations of a dead daemon, which carry something, to their ends.
+
+        Everything of them is held until then, unless it was in use all the time.
+        """
+        for entry in entries:
+            plan = read(entry)
+            try:
+                loader = self.loader(plan)
+            except Unmovable as problem:
+                log.error(
+                    "{site}: migration {id} was cut off in the step {step!r} and cannot be taken"
+                    " to its end: {problem}; correct that and start the daemon again",
+                    site=entry.site,
+                    id=entry.id,
+                    step=entry.step,
+                    problem=problem,
+                )
+                continue
+            migration = Migration(
+                self._host,
+                plan,
+                max_pause=0.0,
+                force=False,
+                by="recovery after a crash",
+                progress=self._teller(entry.site),
+                carriage=loader,
+                entry=entry,
+            )
+            self._run(migration).addCallbacks(self._taken_up, self._left, errbackArgs=(entry,))
+
+    def _teller(self, site: str) -> Callable[..., None]:
+        def tell(step: str, message: str, **more: Any) -> None:
+            self._host.emit(
+                event="step", site=site, command="recovery", step=step, message=message, **more
+            )
+
+        return tell
+
+    def _taken_up(self, ledger: Ledger) -> None:
+        log.warn(
+            "{site}: the migration from {source} to {target} was cut off: done",
+            site=ledger.site,
+            source=ledger.source,
+            target=ledger.target,
+        )
+
+    def _left(self, failure: Failure, entry: Entry) -> None:
+        if isinstance(failure.value, RolledBack | LeftUnfinished):
+            log.warn(
+                "{site}: the migration from {source} to {target} was cut off: {why}",
+                site=entry.site,
+                source=entry.source,
+                target=entry.target,
+                why=failure.getErrorMessage(),
+            )
+        else:
+            log.failure("{site}: recovery has failed", failure, site=entry.site)
+
+    # Nodes
+
+    def shell(self, node: str) -> Shell:
+        """What runs commands on a node; one that has no table is this one."""
+        reach = self._host.settings.nodes.get(node, Reach(node))
+        if reach not in self._shells:
+            if reach.ssh and not self._sockets:
+                self._sockets = tempfile.mkdtemp(prefix="awesomeproxy-ssh-")
+            self._shells[reach] = Shell(self._host.reactor, reach, self._sockets)
+        return self._shells[reach]
+
+    async def stop(self, reason: str) -> None:
+        """Roll back what runs and let go of all nodes."""
+        for migration in self._all():
+            migration.stop(reason, leave=True)
+            await migration.ended.wait()
+        for shell in self._shells.values():
+            await shell.close()
+        if self._sockets:
+            shutil.rmtree(self._sockets, ignore_errors=True)

@@ -1,0 +1,360 @@
+"""Where filesystems are, and what that means for the sites that live in them.
+
+A site that lives in a filesystem is served only where that is mounted.  While it is not,
+its requests are held; when it is mounted again, or on another node, the site is placed
+there, its servers are asked whether they are well, and the requests go on.  So whatever
+mounts a filesystem -- a migration, ``zfs mount``, a script for emergencies -- moves the
+traffic as well.
+
+The registry has a placement for each filesystem: its backend is the node on which it is,
+open or, if it is mounted nowhere, holding.  What this node sees in its own mount table it
+writes there; of other nodes it is told, with ``awesomeproxy mounted`` and ``unmounted``.
+If a filesystem is mounted in two places the recorded one counts, and the other is a
+conflict: told loudly, and served from no sooner than the recorded one is gone.
+
+A filesystem whose paths are no mount points (a directory, for rsync) is where the registry
+says, without any further proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.logger import Logger
+
+from awesomeproxy.migrate.plan import FILESYSTEM
+from awesomeproxy.model import Filesystem, Mode, Outcome, Placement, Site
+from awesomeproxy.mountinfo import Mounting, MountState, states
+from awesomeproxy.mounts import Mounts
+from awesomeproxy.movers.shell import Shell, ShellError
+from awesomeproxy.registry.interface import IRegistry
+
+log = Logger()
+
+LOOK_EVERY = 0.2  # seconds between looks at another node's mount table
+PROVE_EVERY = 0.5  # seconds between questions whether a site's servers are well
+MOUNT_IN = 30.0  # seconds in which something has to be mounted that was attached
+
+
+class Elsewhere(Exception):
+    """A filesystem is mounted somewhere else, too; the message says where and what to do."""
+
+
+class Host(Protocol):
+    """What residence asks of the node."""
+
+    reactor: Any
+    registry: IRegistry
+    sites: dict[str, Site]
+
+    def placement(self, name: str) -> Placement:
+        """Where something is placed."""
+
+    def adopt(self, placement: Placement) -> None:
+        """Make every worker converge to ``placement``."""
+
+    def check(self, site: str, backend: str) -> Deferred[None]:
+        """Ask a backend's servers, past the gate."""
+
+    def moving(self, name: str) -> bool:
+        """Whether a migration has to do with it."""
+
+    def shell(self, node: str) -> Shell:
+        """What runs commands on a node."""
+
+    def emit(self, **event: Any) -> None:
+        """Tell everybody who watches."""
+
+
+class Residence:
+    """Keeps placements of filesystems, and of the sites in them, as the mounts are."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._filesystems: Mapping[str, Filesystem] = {}
+        self._mounts = Mounts(host.reactor, {}, self._seen)
+        self._turns: dict[str, DeferredLock] = {}
+        self._proving: dict[str, Deferred[None]] = {}
+        self.conflicts: dict[str, str] = {}  # filesystem -> the node that has it as well
+        self._running = False
+
+    def __repr__(self) -> str:
+        return f"<Residence of {len(self._filesystems)} filesystems>"
+
+    # Life
+
+    async def start(self, filesystems: Mapping[str, Filesystem]) -> None:
+        """Look what is mounted, and watch it from then on.
+
+        All placements have to be known by now, but no site needs to be served.
+        """
+        self._running = True
+        self._filesystems = filesystems
+        watching = self._mounts.watch(self._watched())
+        await self._mounts.start()
+        await watching
+
+    async def configure(self, filesystems: Mapping[str, Filesystem]) -> None:
+        """Take over what a reload has changed."""
+        self._filesystems = filesystems
+        for name in self.conflicts.keys() - filesystems.keys():
+            del self.conflicts[name]
+        await self._mounts.watch(self._watched())
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._running = False
+        for proving in list(self._proving.values()):
+            proving.cancel()
+        self._mounts.stop()
+
+    def _watched(self) -> dict[str, Mounting]:
+        """What can be seen here, by the names that :meth:`_key` gives."""
+        return {
+            _key(name, node): Mounting(place.path, getattr(place, "dataset", ""))
+            for name, filesystem in self._filesystems.items()
+            for node, place in filesystem.places.items()
+            if filesystem.mount_point and self._host.shell(node).local
+        }
+
+    # What it comes to
+
+    def absent(self, site: Site, placement: Placement) -> str:
+        """Why a site cannot be served where it is placed; empty: it can."""
+        name = site.filesystem
+        if not name or name not in self._filesystems:
+            return ""
+        backend = site.backends.get(placement.backend)
+        where = self._host.placement(FILESYSTEM + name)
+        if backend is None or backend.node != where.backend:
+            return f"its filesystem {name} is on {where.backend}"
+        if why := self._not_there(name, where):
+            return why
+        if site.name in self._proving:
+            return f"its filesystem {name} has just been mounted, and no server is well yet"
+        return ""
+
+    def _not_there(self, name: str, where: Placement) -> str:
+        state = self._state(name, where.backend)
+        if state is not None and not _usable(state):
+            why = "it is mounted read-only" if state.mounted else state.why
+            return f"its filesystem {name} is not to be used on {where.backend}: {why}"
+        if where.mode is Mode.HOLDING and not self._host.moving(FILESYSTEM + name):
+            return f"its filesystem {name} is not mounted on {where.backend}"
+        return ""
+
+    def _state(self, name: str, node: str) -> MountState | None:
+        """How it stands with a mount, if it can be seen from here."""
+        return self._mounts.states().get(_key(name, node))
+
+    def status(self) -> list[dict[str, Any]]:
+        """Each filesystem: where it is, and what is wrong."""
+        found = []
+        for name in sorted(self._filesystems):
+            where = self._host.placement(FILESYSTEM + name)
+            other = self.conflicts.get(name)
+            conflict = f"it is mounted on {other} as well" if other else ""
+            moving = self._host.moving(FILESYSTEM + name)
+            found.append(
+                {
+                    "name": name,
+                    "mover": self._filesystems[name].mover,
+                    "node": where.backend,
+                    "generation": where.generation,
+                    "state": "moving" if moving else self._not_there(name, where) or "mounted",
+                    "trouble": conflict,
+                }
+            )
+        return found
+
+    # What is told
+
+    async def mounted(self, name: str, node: str) -> Placement:
+        """A filesystem is mounted on ``node``: what lives in it is served there from now on.
+
+        :raise Elsewhere: it is recorded to be mounted on another node.
+        :raise RegistryError: it cannot be recorded.
+        """
+        async with self._turn(name):
+            where = self._host.placement(FILESYSTEM + name)
+            if where.backend != node and where.mode is Mode.OPEN:
+                self._conflict(name, where.backend, node)
+                raise Elsewhere(
+                    f"the filesystem {name} is mounted on {where.backend}, as far as is known;"
+                    f" if it is not any more, say: awesomeproxy unmounted {name}"
+                    f" --node {where.backend}"
+                )
+            self.conflicts.pop(name, None)
+            changed = where.backend != node or where.mode is Mode.HOLDING
+            if changed:
+                where = await self._place(where, node, Mode.OPEN, "mounted")
+            await self._follow(name, node, changed)
+            return where
+
+    async def unmounted(self, name: str, node: str) -> Placement:
+        """A filesystem is not mounted on ``node`` any more: what lives in it is held.
+
+        :raise RegistryError: it cannot be recorded.
+        """
+        async with self._turn(name):
+            other = self.conflicts.get(name)
+            where = self._host.placement(FILESYSTEM + name)
+            if other == node:
+                del self.conflicts[name]
+            if where.backend != node:
+                return where
+            if where.mode is Mode.OPEN:
+                where = await self._place(where, node, Mode.HOLDING, "unmounted")
+        if other is not None and other != node:
+            return await self.mounted(name, other)
+        return where
+
+    def wait(self, name: str, node: str) -> Deferred[None]:
+        """Fires when a filesystem is mounted on ``node``; fails if that takes too long."""
+        filesystem = self._filesystems[name]
+        if not filesystem.mount_point:
+            return succeed(None)
+        if self._state(name, node) is not None:
+            return Deferred.fromCoroutine(self._wait_here(name, node))
+        return Deferred.fromCoroutine(self._wait_there(name, node))
+
+    def placed(self, name: str) -> None:
+        """A filesystem is placed somewhere else than before, or no longer mounted."""
+        for site in list(self._host.sites.values()):
+            if site.filesystem == name:
+                self._host.adopt(self._host.placement(site.name))
+
+    def settle(self) -> None:
+        """A migration has ended: what was seen meanwhile counts now."""
+        for key, state in self._mounts.states().items():
+            self._seen(key, state)
+
+    # Deeds
+
+    def _seen(self, key: str, state: MountState) -> None:
+        """This node's mount table says something new."""
+        name, node = _names(key)
+        self.placed(name)  # at once: requests must not find an empty directory
+        if self._running and name in self._filesystems and not self._host.moving(FILESYSTEM + name):
+            tell = self.mounted if _usable(state) else self.unmounted
+            telling = Deferred.fromCoroutine(tell(name, node))
+            telling.addErrback(
+                lambda failure: log.error(
+                    "{name} on {node}: {why}",
+                    name=name,
+                    node=node,
+                    why=failure.getErrorMessage(),
+                )
+            )
+
+    def _turn(self, name: str) -> DeferredLock:
+        return self._turns.setdefault(name, DeferredLock())
+
+    async def _place(self, where: Placement, node: str, mode: Mode, by: str) -> Placement:
+        wanted = replace(where, backend=node, mode=mode, by=by)
+        placed = await self._host.registry.place(wanted, where.generation)
+        self._host.adopt(placed)
+        return placed
+
+    async def _follow(self, name: str, node: str, changed: bool) -> None:
+        """Place the sites of a filesystem where that is; ``changed``: since just now."""
+        for site in list(self._host.sites.values()):
+            if site.filesystem != name or self._host.moving(site.name):
+                continue
+            placed = self._host.placement(site.name)
+            present = site.backends.get(placed.backend)
+            if present is None or present.node != node:
+                choices = [each.name for each in site.backends.values() if each.node == node]
+                if not choices:
+                    log.error("{site}: has no backend on {node}", site=site.name, node=node)
+                    continue
+                wanted = replace(placed, backend=choices[0], by=f"mounted on {node}")
+                placed = await self._host.registry.place(wanted, placed.generation)
+            elif not changed:
+                continue
+            self._prove(site.name)
+            self._host.adopt(placed)
+
+    def _prove(self, site: str) -> None:
+        """Have a site held until one of its servers is well."""
+        if site in self._proving:
+            return
+        self._proving[site] = Deferred()
+        proving = Deferred.fromCoroutine(self._until_well(site))
+        self._proving[site] = proving
+
+        def proved(result: object) -> None:
+            self._proving.pop(site, None)
+            if self._running and site in self._host.sites:
+                self._host.adopt(self._host.placement(site))
+
+        proving.addBoth(proved)
+
+    async def _until_well(self, site: str) -> None:
+        while site in self._host.sites:
+            try:
+                return await self._host.check(site, self._host.placement(site).backend)
+            except Exception as problem:
+                log.debug("{site}: not well yet: {why}", site=site, why=problem)
+            await _sleep(self._host.reactor, PROVE_EVERY)
+
+    def _conflict(self, name: str, recorded: str, node: str) -> None:
+        if self.conflicts.get(name) != node:
+            self.conflicts[name] = node
+            log.error(
+                "The filesystem {name} is mounted on {node}, though it is on {recorded}: what"
+                " lives in it is served from {recorded}. Unmount one of them.",
+                name=name,
+                node=node,
+                recorded=recorded,
+            )
+            self._host.emit(event="conflict", filesystem=name, node=node, recorded=recorded)
+
+    async def _wait_here(self, name: str, node: str) -> None:
+        key = _key(name, node)
+        late = self._host.reactor.seconds() + MOUNT_IN
+        while not _usable(self._mounts.state(key)):
+            left = late - self._host.reactor.seconds()
+            outcome = await self._mounts.on_mount.wait(key, left)
+            if outcome is not Outcome.RELEASED and not _usable(self._mounts.state(key)):
+                raise Elsewhere(f"{name} is not mounted on {node}: {self._mounts.state(key).why}")
+
+    async def _wait_there(self, name: str, node: str) -> None:
+        place = self._filesystems[name].places[node]
+        wanted = {name: Mounting(place.path, getattr(place, "dataset", ""))}
+        late = self._host.reactor.seconds() + MOUNT_IN
+        shell = self._host.shell(node)
+        while True:
+            try:
+                table = await shell.run("cat", "/proc/self/mountinfo")
+                state = states(table.encode(), wanted)[name]
+            except (ShellError, ValueError) as problem:
+                state = MountState(False, why=str(problem))
+            if _usable(state):
+                return
+            if self._host.reactor.seconds() > late:
+                raise Elsewhere(f"{name} is not mounted on {node}: {state.why}")
+            await _sleep(self._host.reactor, LOOK_EVERY)
+
+
+def _usable(state: MountState) -> bool:
+    """Whether a filesystem is there to be served from: a fenced one is read-only."""
+    return state.mounted and not state.read_only
+
+
+def _key(name: str, node: str) -> str:
+    return f"{name}@{node}"  # neither has an "@"
+
+
+def _names(key: str) -> tuple[str, str]:
+    name, _, node = key.partition("@")
+    return name, node
+
+
+async def _sleep(reactor: Any, seconds: float) -> None:
+    wait: Deferred[None] = Deferred(lambda _: call.cancel())
+    call = reactor.callLater(seconds, wait.callback, None)
+    await wait
