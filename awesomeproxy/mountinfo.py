@@ -1,0 +1,203 @@
+r"""What is mounted where, read from the kernel's mount table; no I/O.
+
+The table is the text of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), of this node or
+of another: :func:`states` decides from it which filesystems are mounted.
+
+That a line names the path is not enough.  A mount may be stacked on another at the same
+place, and what is mounted on ``/srv`` hides what was mounted on ``/srv/blog`` before.  So
+the path is walked as the kernel walks it: from the root, into whatever is mounted at each
+directory on the way, where the mount that is there knows its parent by number.  Only mounts
+on the path and above it matter for that, which are few, however long the table is.
+
+What then counts as mounted:
+
+* Any mount at the path, if the filesystem has no source; a bind mount and a subvolume too.
+* With a source only that source (a dataset of ZFS is its own), and only the right part of
+  it: all, or what ``root`` says.  So a bind mount of some directory of a dataset is not it.
+* Not an automount point (autofs) that nothing has been mounted on yet.
+* A mount that is read-only is mounted; it is said that it is read-only.
+
+Some things the table does not tell.  What was unmounted lazily (``umount -l``) is not in it
+any more, though who has files open there can still write to it.  It is the table of one
+mount namespace: what is mounted in another is not in it, unless it is propagated from there
+(mount_namespaces(7)).  And a path is in it as the kernel has it, without symbolic links.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+_TO_ESCAPE = re.compile(rb"[ \t\n\\]")  # seq_path_root() of the kernel; in a source "#" as well
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """What should be mounted, and where."""
+
+    path: str  # absolute
+    source: str = ""  # what the table has for it: a dataset, a device; empty: any
+    root: str = "/"  # which directory of the source, or subvolume: "/@blog" (btrfs)
+
+    def __post_init__(self) -> None:
+        if not self.path.startswith("/"):
+            raise ValueError(f"{self.path!r} is not absolute; write it from / on")
+
+
+@dataclass(frozen=True, slots=True)
+class MountState:
+    """How it stands with one filesystem."""
+
+    mounted: bool
+    source: str = ""  # of what is there now, be it the right one or not
+    fstype: str = ""
+    read_only: bool = False
+    why: str = ""  # it is not mounted
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of the table."""
+
+    id: int
+    parent: int  # the mount that it is mounted on
+    root: bytes  # the part of the filesystem that is there
+    point: bytes
+    fstype: str
+    source: str
+    read_only: bool  # the mount, or the whole filesystem
+
+
+def unescape(field: bytes) -> bytes:
+    """What a field of the table stands for: space, tab, newline and backslash are octal there."""
+    return _ESCAPED.sub(lambda found: bytes((int(found[1], 8) & 0xFF,)), field)
+
+
+def escape(name: bytes) -> bytes:
+    """How the table has the path ``name``."""
+    return _TO_ESCAPE.sub(lambda found: b"\\%03o" % found[0][0], name)
+
+
+def parse(line: bytes) -> Mount:
+    """One line of the table, without its newline.
+
+    :raise ValueError: it is not one.
+    """
+    try:
+        here, _, there = line.partition(b" - ")  # no field before it can have a space
+        number, parent, _, root, point, options = here.split(b" ")[:6]
+        fstype, source, super_options = there.split(b" ")  # the source may be empty
+        return Mount(
+            int(number),
+            int(parent),
+            unescape(root),
+            unescape(point),
+            os.fsdecode(unescape(fstype)),
+            os.fsdecode(unescape(source)),
+            b"ro" in options.split(b",") or b"ro" in super_options.split(b","),
+        )
+    except ValueError:
+        raise ValueError(f"{line!r} is not a line of mountinfo") from None
+
+
+class Watchlist:
+    """Filesystems by name, and what of the table has to do with them."""
+
+    def __init__(self, filesystems: Mapping[str, Filesystem]) -> None:
+        self.filesystems = dict(filesystems)
+        self._ways = {name: _way(each.path) for name, each in self.filesystems.items()}
+        self._points = {escape(point) for way in self._ways.values() for point in way}
+
+    def __repr__(self) -> str:
+        return f"<Watchlist of {len(self.filesystems)}>"
+
+    def sift(self, lines: Iterable[bytes]) -> list[Mount]:
+        """The mounts among ``lines`` that matter: those on the paths and above them.
+
+        :raise ValueError: a line is not one of mountinfo.
+        """
+        points = self._points
+        try:
+            return [parse(line) for line in lines if line.split(b" ", 5)[4] in points]
+        except IndexError:
+            raise ValueError("there is a line that is not one of mountinfo") from None
+
+    def states(self, mounts: Iterable[Mount]) -> dict[str, MountState]:
+        """How it stands with each filesystem.
+
+        :param mounts: what :meth:`sift` has found in the whole table.
+        """
+        mounts = list(mounts)
+        known = {mount.id for mount in mounts}
+        children: dict[tuple[int | None, bytes], Mount] = {}
+        for mount in mounts:
+            # The parent of what the root of this process lies in is not in the table.
+            own = mount.parent == mount.id or mount.parent not in known
+            children[None if own else mount.parent, mount.point] = mount
+        found: dict[str, MountState] = {}
+        for name, way in self._ways.items():
+            top = _walk(children, way)
+            if top is not None and top.point == way[-1]:
+                found[name] = _judge(self.filesystems[name], top)
+            else:
+                hidden = any(mount.point == way[-1] for mount in mounts)
+                found[name] = MountState(False, why=_absent(way[-1], top if hidden else None))
+        return found
+
+
+def states(table: bytes, filesystems: Mapping[str, Filesystem]) -> dict[str, MountState]:
+    """How it stands with ``filesystems`` on the node whose ``/proc/self/mountinfo`` is ``table``.
+
+    :raise ValueError: it is not a mount table, or has nothing in it.
+    """
+    lines = table.split(b"\n")  # not splitlines(): names may have other ends of lines in them
+    if lines.pop() or not lines:
+        raise ValueError("the mount table is empty or cut off; read /proc/self/mountinfo again")
+    watchlist = Watchlist(filesystems)
+    return watchlist.states(watchlist.sift(lines))
+
+
+def _way(path: str) -> list[bytes]:
+    """The directories from the root to ``path``, with both."""
+    way = [b"/"]
+    for part in posixpath.normpath(os.fsencode(path)).split(b"/"):
+        if part:
+            way.append(posixpath.join(way[-1], part))
+    return way
+
+
+def _walk(children: Mapping[tuple[int | None, bytes], Mount], way: Iterable[bytes]) -> Mount | None:
+    """The mount in which the end of ``way`` lies."""
+    current: Mount | None = None
+    for point in way:
+        seen: set[int] = set()  # of a table that changed while it was read, anything can come
+        while True:
+            above = children.get((None if current is None else current.id, point))
+            if above is None or above.id in seen:
+                break
+            seen.add(above.id)
+            current = above
+    return current
+
+
+def _judge(wanted: Filesystem, mount: Mount) -> MountState:
+    why, root = "", os.fsdecode(mount.root)
+    if mount.fstype == "autofs":
+        why = f"{wanted.path} is an automount point that nothing has been mounted on yet"
+    elif wanted.source and mount.source != wanted.source:
+        why = f"{mount.source or mount.fstype} is mounted on {wanted.path}, not {wanted.source}"
+    elif wanted.source and root != wanted.root:
+        why = f"{root} of {mount.source} is mounted on {wanted.path}, not {wanted.root}"
+    return MountState(not why, mount.source, mount.fstype, mount.read_only, why)
+
+
+def _absent(point: bytes, hidden_by: Mount | None) -> str:
+    path = os.fsdecode(point)
+    if hidden_by is None:
+        return f"nothing is mounted on {path}"
+    over = os.fsdecode(hidden_by.point)
+    return f"what is mounted on {path} is hidden by {hidden_by.source}, mounted over it on {over}"

@@ -1,0 +1,347 @@
+"""Tells when a filesystem is mounted, and when it is not any more; without polling.
+
+The kernel says that its mount table has changed by an exceptional condition (``EPOLLPRI``,
+with ``EPOLLERR``) of ``/proc/self/mountinfo``, which to a reactor would be an error.  So it
+is put in an epoll descriptor of our own, and the reactor watches that one: it is readable
+once for each change, or for several at once.
+
+What has changed is not said.  The table is read from its beginning, in a thread, because
+with 100,000 mounts that takes a tenth of a second.  A change while it is read, or just
+after, makes for one more reading.  Between two readings there is a rest, several times as
+long as what the last one has cost: however busily others mount, the watcher uses only a
+small part of one core.
+
+What is told is the state, not what has happened: if something is unmounted and mounted
+again at once, that may be told as two changes or as none.
+
+Where there is no such table, the paths themselves are looked at, every few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime, IReadDescriptor
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from awesomeproxy.happenings import Happenings, Once
+from awesomeproxy.model import Outcome
+from awesomeproxy.mountinfo import Filesystem, Mount, MountState, Watchlist
+
+log = Logger()
+
+TABLE = "/proc/self/mountinfo"
+REST = 4.0  # times the CPU time of a reading: then it has at most a fifth of a core
+TRIES = 2  # readings in a row of a table that changes meanwhile; the last is taken as it is
+RETRY = 1.0  # seconds until the next try when the table cannot be read
+LOOK_EVERY = 5.0  # seconds between looks where there is no table
+UNKNOWN = MountState(False, why="it has not been looked at yet")
+
+OnChange = Callable[[str, MountState], object]
+
+
+class Mounts:
+    """The filesystems that are watched, and how it stands with them."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        filesystems: Mapping[str, Filesystem],
+        on_change: OnChange = lambda name, state: None,
+        table: str = TABLE,
+    ) -> None:
+        """
+        :param filesystems: those to watch, by name.
+        :param on_change: called with a name and its state whenever that is another than before,
+            and when it is known for the first time.
+        :param table: the file that has the mount table.
+        """
+        self._reactor = reactor
+        self._on_change = on_change
+        self._table = table
+        self._watchlist = Watchlist(filesystems)
+        self._states = dict.fromkeys(filesystems, UNKNOWN)
+        self.on_mount = _Known(reactor, self._states)
+        self.on_unmount = _Known(reactor, self._states)
+        self.readings = 0  # how often the table was read
+        self._alarm: _Alarm | None = None
+        self._polling: LoopingCall | None = None
+        self._looked = Once()
+        self._running = False
+        self._busy = False  # reading, or resting after it
+        self._again = False
+        self._rest: Any = None
+        self._problem = ""  # the table could not be read
+
+    def __repr__(self) -> str:
+        count = sum(state.mounted for state in self._states.values())
+        return f"<Mounts: {count} of {len(self._states)} mounted>"
+
+    # What is watched
+
+    def start(self) -> Deferred[Outcome]:
+        """Begin to watch.
+
+        :return: fires when all states are known; ``REFUSED``: it was stopped before that.
+        """
+        self._running = True
+        if self._looked.happened:
+            self._looked = Once()
+        try:
+            self._alarm = _Alarm(self._table, self._look)
+        except FileNotFoundError:
+            self._polling = LoopingCall(self._look)
+            self._polling.clock = self._reactor
+            self._polling.start(LOOK_EVERY, now=False)
+        else:
+            self._reactor.addReader(self._alarm)
+        # Not before: what changes from now on is told, and what changed before is read.
+        self._look()
+        return self._looked.wait()
+
+    def stop(self) -> None:
+        """Watch no longer; who waits is told ``REFUSED``."""
+        self._running = False
+        if self._alarm is not None:
+            self._reactor.removeReader(self._alarm)
+            self._alarm.close()
+            self._alarm = None
+        if self._polling is not None:
+            self._polling.stop()
+            self._polling = None
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+            self._busy = False
+        self._looked.fire(Outcome.REFUSED)
+        self.on_mount.fire_all(Outcome.REFUSED)
+        self.on_unmount.fire_all(Outcome.REFUSED)
+
+    def watch(self, filesystems: Mapping[str, Filesystem]) -> Deferred[Outcome]:
+        """Watch these instead.  Who waits for one that is not among them is told ``REFUSED``.
+
+        The state of those that are new, or are now something else, is unknown at first, and
+        they do not count as mounted.
+
+        :return: as :meth:`start` does.
+        """
+        before, self._watchlist = self._watchlist.filesystems, Watchlist(filesystems)
+        for name in before.keys() - filesystems.keys():
+            del self._states[name]
+        for name, each in filesystems.items():
+            if before.get(name) != each:
+                self._states[name] = UNKNOWN
+        for name in before.keys() - filesystems.keys():
+            self.on_mount.fire(name, Outcome.REFUSED)
+            self.on_unmount.fire(name, Outcome.REFUSED)
+        if self._running:
+            if self._looked.happened:
+                self._looked = Once()
+            self._look()
+        return self._looked.wait()
+
+    # How it stands
+
+    def mounted(self, name: str) -> bool:
+        """Whether a filesystem is mounted, as far as is known.
+
+        :raise KeyError: it is not watched.
+        """
+        return self._states[name].mounted
+
+    def state(self, name: str) -> MountState:
+        """How it stands with a filesystem, as far as is known.
+
+        :raise KeyError: it is not watched.
+        """
+        return self._states[name]
+
+    def states(self) -> dict[str, MountState]:
+        """How it stands with all of them."""
+        return dict(self._states)
+
+    # Looking
+
+    def _look(self) -> None:
+        """Read the table; once more afterwards if it is being read."""
+        if self._busy:
+            self._again = True
+            return
+        self._busy, self._again = True, False
+        self.readings += 1
+        read = _read_table if self._alarm is not None else _read_paths
+        # A daemon's thread of its own: the reactor's may all be waiting for something.
+        threading.Thread(
+            target=self._read, args=(read, self._watchlist), name="mounts", daemon=True
+        ).start()
+
+    def _read(self, read: _Read, watchlist: Watchlist) -> None:
+        began = time.thread_time()
+        result: dict[str, MountState] | Failure
+        try:
+            result = read(self._table, watchlist)
+        except Exception:
+            result = Failure()  # type: ignore[no-untyped-call]
+        cost = time.thread_time() - began
+        with suppress(OSError):  # the reactor may be gone
+            self._reactor.callFromThread(self._took, watchlist, result, cost)
+
+    def _took(
+        self, watchlist: Watchlist, result: dict[str, MountState] | Failure, cost: float
+    ) -> None:
+        if not self._running:
+            self._busy = False
+            return
+        rest = cost * REST
+        if isinstance(result, Failure):
+            # What was known last stays: nothing says that it is not so any more.
+            told, self._problem = self._problem, result.getErrorMessage()
+            if self._problem != told:
+                log.error(
+                    "{table}: what is mounted cannot be read: {problem}; trying again",
+                    table=self._table,
+                    problem=self._problem,
+                )
+            self._again, rest = True, RETRY
+        else:
+            self._problem = ""
+        self._rest = self._reactor.callLater(rest, self._rested)
+        if watchlist is not self._watchlist:  # and another reading has been asked for
+            return
+        if not isinstance(result, Failure):
+            self._take(result)
+
+    def _rested(self) -> None:
+        self._rest = None
+        self._busy = False
+        if self._again:
+            self._look()
+
+    def _take(self, states: dict[str, MountState]) -> None:
+        before = dict(self._states)
+        changed = [name for name, state in states.items() if state != before[name]]
+        # All of it is known before the first is told, who may well look at the rest.
+        self._states.update(states)
+        for name in changed:
+            if self._states.get(name) is not states[name]:
+                continue  # watched no more, or not as it was: one who was told has seen to that
+            self._tell(name, before[name], states[name])
+        self._looked.fire()
+
+    def _tell(self, name: str, before: MountState, now: MountState) -> None:
+        log.info("{name}: {state}", name=name, state=now.why or "is mounted")
+        try:
+            self._on_change(name, now)
+        except Exception:  # the others have nothing to do with it
+            log.failure("{name}: telling of its state has failed", name=name)
+        if now.mounted and not before.mounted:
+            self.on_mount.fire(name)
+        elif not now.mounted and (before.mounted or before is UNKNOWN):
+            self.on_unmount.fire(name)
+
+
+class _Known(Happenings[str]):
+    """Happenings of what is watched; a wait for anything else is ``REFUSED``."""
+
+    def __init__(self, clock: IReactorTime, names: Container[str]) -> None:
+        super().__init__(clock)
+        self._names = names
+
+    def wait(self, key: str, timeout: float | None = None) -> Deferred[Outcome]:
+        if key not in self._names:
+            return succeed(Outcome.REFUSED)
+        return super().wait(key, timeout)
+
+
+@implementer(IReadDescriptor)
+class _Alarm:
+    """Goes off when the mount table has changed.
+
+    The kernel tells each opened table once of a change.  The reactor, asking whether this is
+    readable, has it told already: that alone counts, whatever the epoll descriptor has to say
+    afterwards.
+    """
+
+    def __init__(self, table: str, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._file = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._epoll = select.epoll()
+            self._epoll.register(self._file, select.EPOLLPRI)
+        except OSError:
+            os.close(self._file)
+            raise
+
+    def fileno(self) -> int:
+        """The epoll descriptor's; -1 once it is closed."""
+        return -1 if self._epoll.closed else self._epoll.fileno()
+
+    def logPrefix(self) -> str:
+        """Where log lines come from."""
+        return "mounts"
+
+    def doRead(self) -> None:
+        """There was a change."""
+        self._epoll.poll(0)
+        self._ring()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor ends."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the descriptors; again is nothing."""
+        if not self._epoll.closed:
+            self._epoll.close()
+            os.close(self._file)
+
+
+_Read = Callable[[str, Watchlist], dict[str, MountState]]
+
+
+def _read_table(path: str, watchlist: Watchlist) -> dict[str, MountState]:
+    """The states by the table, read while it did not change, if it can be."""
+    mounts: list[Mount] = []
+    for _ in range(TRIES):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mounts = watchlist.sift(_lines(file))
+            changes = select.poll()
+            changes.register(file, select.POLLPRI)  # since it was opened
+            if not changes.poll(0):
+                break
+        finally:
+            os.close(file)
+    return watchlist.states(mounts)
+
+
+def _lines(file: int) -> Iterator[bytes]:
+    rest = b""
+    while part := os.read(file, 1 << 16):  # the kernel gives a page at a time
+        lines = (rest + part).split(b"\n")
+        rest = lines.pop()
+        yield from lines
+
+
+def _read_paths(path: str, watchlist: Watchlist) -> dict[str, MountState]:
+    """The states by the mount points, where there is no table."""
+    return {name: _look_at(each) for name, each in watchlist.filesystems.items()}
+
+
+def _look_at(wanted: Filesystem) -> MountState:
+    if not os.path.ismount(wanted.path):
+        return MountState(False, why=f"nothing is mounted on {wanted.path}")
+    if wanted.source:
+        why = f"whether it is {wanted.source} that is mounted on {wanted.path} cannot be told here"
+        return MountState(False, why=why)
+    return MountState(True, read_only=bool(os.statvfs(wanted.path).f_flag & os.ST_RDONLY))
