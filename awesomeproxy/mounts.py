@@ -1,52 +1,47 @@
 """Tells when a filesystem is mounted, and when it is not any more; without polling.
 
-The kernel says that its mount table has changed by an exceptional condition (``EPOLLPRI``,
-with ``EPOLLERR``) of ``/proc/self/mountinfo``, which to a reactor would be an error.  So it
-is put in an epoll descriptor of our own, and the reactor watches that one: it is readable
-once for each change, or for several at once.
-
-What has changed is not said.  The table is read from its beginning, in a thread, because
-with 100,000 mounts that takes a tenth of a second.  A change while it is read, or just
-after, makes for one more reading.  Between two readings there is a rest, several times as
-long as what the last one has cost: however busily others mount, the watcher uses only a
-small part of one core.
+The kernel says when its mount table has changed (:mod:`.mounttable`), but not what.  So it
+is read from its beginning, in a thread, because with 100,000 mounts that takes a tenth of a
+second or two.  A change while it is read, or just after, makes for one more reading.
+Between two readings there is a rest, several times as long as what the last one has cost:
+however busily others mount, the watcher uses only a small part of one core.
 
 What is told is the state, not what has happened: if something is unmounted and mounted
-again at once, that may be told as two changes or as none.
+again at once, that may be told as two changes or as none.  Who waits looks first::
+
+    if not mounts.mounted("blog"):
+        await mounts.on_mount.wait("blog", timeout=60)
 
 Where there is no such table, the paths themselves are looked at, every few seconds.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime, IReadDescriptor
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from awesomeproxy.happenings import Happenings, Once
 from awesomeproxy.model import Outcome
-from awesomeproxy.mountinfo import Filesystem, Mount, MountState, Watchlist
+from awesomeproxy.mountinfo import Filesystem, MountState, Watchlist
+from awesomeproxy.mounttable import TABLE, Alarm, read_paths, read_table
 
 log = Logger()
 
-TABLE = "/proc/self/mountinfo"
 REST = 4.0  # times the CPU time of a reading: then it has at most a fifth of a core
-TRIES = 2  # readings in a row of a table that changes meanwhile; the last is taken as it is
 RETRY = 1.0  # seconds until the next try when the table cannot be read
 LOOK_EVERY = 5.0  # seconds between looks where there is no table
 UNKNOWN = MountState(False, why="it has not been looked at yet")
 
+_Read = Callable[[str, Watchlist], dict[str, MountState]]
 OnChange = Callable[[str, MountState], object]
 
 
@@ -74,7 +69,7 @@ class Mounts:
         self.on_mount = _Known(reactor, self._states)
         self.on_unmount = _Known(reactor, self._states)
         self.readings = 0  # how often the table was read
-        self._alarm: _Alarm | None = None
+        self._alarm: Alarm | None = None
         self._polling: LoopingCall | None = None
         self._looked = Once()
         self._running = False
@@ -98,7 +93,7 @@ class Mounts:
         if self._looked.happened:
             self._looked = Once()
         try:
-            self._alarm = _Alarm(self._table, self._look)
+            self._alarm = Alarm(self._table, self._look)
         except FileNotFoundError:
             self._polling = LoopingCall(self._look)
             self._polling.clock = self._reactor
@@ -179,7 +174,7 @@ class Mounts:
             return
         self._busy, self._again = True, False
         self.readings += 1
-        read = _read_table if self._alarm is not None else _read_paths
+        read = read_table if self._alarm is not None else read_paths
         # A daemon's thread of its own: the reactor's may all be waiting for something.
         threading.Thread(
             target=self._read, args=(read, self._watchlist), name="mounts", daemon=True
@@ -220,6 +215,8 @@ class Mounts:
             return
         if not isinstance(result, Failure):
             self._take(result)
+            if watchlist is self._watchlist:  # still, whatever was done by those who were told
+                self._looked.fire()
 
     def _rested(self) -> None:
         self._rest = None
@@ -233,10 +230,9 @@ class Mounts:
         # All of it is known before the first is told, who may well look at the rest.
         self._states.update(states)
         for name in changed:
-            if self._states.get(name) is not states[name]:
+            if not self._running or self._states.get(name) is not states[name]:
                 continue  # watched no more, or not as it was: one who was told has seen to that
             self._tell(name, before[name], states[name])
-        self._looked.fire()
 
     def _tell(self, name: str, before: MountState, now: MountState) -> None:
         log.info("{name}: {state}", name=name, state=now.why or "is mounted")
@@ -261,87 +257,3 @@ class _Known(Happenings[str]):
         if key not in self._names:
             return succeed(Outcome.REFUSED)
         return super().wait(key, timeout)
-
-
-@implementer(IReadDescriptor)
-class _Alarm:
-    """Goes off when the mount table has changed.
-
-    The kernel tells each opened table once of a change.  The reactor, asking whether this is
-    readable, has it told already: that alone counts, whatever the epoll descriptor has to say
-    afterwards.
-    """
-
-    def __init__(self, table: str, ring: Callable[[], None]) -> None:
-        self._ring = ring
-        self._file = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._epoll = select.epoll()
-            self._epoll.register(self._file, select.EPOLLPRI)
-        except OSError:
-            os.close(self._file)
-            raise
-
-    def fileno(self) -> int:
-        """The epoll descriptor's; -1 once it is closed."""
-        return -1 if self._epoll.closed else self._epoll.fileno()
-
-    def logPrefix(self) -> str:
-        """Where log lines come from."""
-        return "mounts"
-
-    def doRead(self) -> None:
-        """There was a change."""
-        self._epoll.poll(0)
-        self._ring()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor ends."""
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the descriptors; again is nothing."""
-        if not self._epoll.closed:
-            self._epoll.close()
-            os.close(self._file)
-
-
-_Read = Callable[[str, Watchlist], dict[str, MountState]]
-
-
-def _read_table(path: str, watchlist: Watchlist) -> dict[str, MountState]:
-    """The states by the table, read while it did not change, if it can be."""
-    mounts: list[Mount] = []
-    for _ in range(TRIES):
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mounts = watchlist.sift(_lines(file))
-            changes = select.poll()
-            changes.register(file, select.POLLPRI)  # since it was opened
-            if not changes.poll(0):
-                break
-        finally:
-            os.close(file)
-    return watchlist.states(mounts)
-
-
-def _lines(file: int) -> Iterator[bytes]:
-    rest = b""
-    while part := os.read(file, 1 << 16):  # the kernel gives a page at a time
-        lines = (rest + part).split(b"\n")
-        rest = lines.pop()
-        yield from lines
-
-
-def _read_paths(path: str, watchlist: Watchlist) -> dict[str, MountState]:
-    """The states by the mount points, where there is no table."""
-    return {name: _look_at(each) for name, each in watchlist.filesystems.items()}
-
-
-def _look_at(wanted: Filesystem) -> MountState:
-    if not os.path.ismount(wanted.path):
-        return MountState(False, why=f"nothing is mounted on {wanted.path}")
-    if wanted.source:
-        why = f"whether it is {wanted.source} that is mounted on {wanted.path} cannot be told here"
-        return MountState(False, why=why)
-    return MountState(True, read_only=bool(os.statvfs(wanted.path).f_flag & os.ST_RDONLY))
