@@ -152,11 +152,14 @@ class Watchlist:
 def states(table: bytes, filesystems: Mapping[str, Mounting]) -> dict[str, MountState]:
     """How it stands with ``filesystems`` on the node whose ``/proc/self/mountinfo`` is ``table``.
 
+    :param table: all of it; as text it has to be encoded again.
+
     :raise ValueError: it is not a mount table, or has nothing in it.
     """
     lines = table.split(b"\n")  # not splitlines(): names may have other ends of lines in them
     if lines.pop() or not lines:
         raise ValueError("the mount table is empty or cut off; read /proc/self/mountinfo again")
+    parse(lines[0])  # it is no message of some program
     watchlist = Watchlist(filesystems)
     return watchlist.states(watchlist.sift(lines))
 

@@ -215,6 +215,8 @@ class Mounts:
             return
         if not isinstance(result, Failure):
             self._take(result)
+            if watchlist is self._watchlist:  # still, whatever was done by those who were told
+                self._looked.fire()
 
     def _rested(self) -> None:
         self._rest = None
@@ -228,10 +230,9 @@ class Mounts:
         # All of it is known before the first is told, who may well look at the rest.
         self._states.update(states)
         for name in changed:
-            if self._states.get(name) is not states[name]:
+            if not self._running or self._states.get(name) is not states[name]:
                 continue  # watched no more, or not as it was: one who was told has seen to that
             self._tell(name, before[name], states[name])
-        self._looked.fire()
 
     def _tell(self, name: str, before: MountState, now: MountState) -> None:
         log.info("{name}: {state}", name=name, state=now.why or "is mounted")
