@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from daemon_stage import twisted_test
 from mover_trees import odd_tree, picture
+from ssh_stage import descendants
 from stage_waiting import reactor, until
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
@@ -76,22 +77,21 @@ class FilesystemStage(ABC):
 
     def takes(self, side: str) -> bool:
         """Whether somebody can write to the filesystem there."""
-        probe = self.path(side) / "probe"
+        directory = self.path(side)
+        probe = directory / "probe"
+        times = os.stat(directory)
         done = subprocess.run(["touch", probe], stderr=subprocess.DEVNULL, check=False)
         if done.returncode == 0:
             probe.unlink()
+            os.utime(directory, ns=(times.st_atime_ns, times.st_mtime_ns))
         return done.returncode == 0
 
     def commands(self) -> list[int]:
         """The processes that movers have started here, and those that these have started."""
-        parents = {pid: _parent(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}
-        found: list[int] = []
-        reached = {os.getpid()}
-        while reached:
-            reached = {pid for pid, parent in parents.items() if parent in reached}
-            reached -= set(self.servers)
-            found += reached
-        return found
+        found = set(descendants(os.getpid()))
+        for server in self.servers:
+            found -= {server, *descendants(server)}
+        return sorted(found)
 
     def kill_commands(self) -> None:
         """Kill what movers have started, as when memory is short."""
@@ -131,14 +131,6 @@ class FilesystemStage(ABC):
         await until(lambda: (carried and carried[-1] > 0) or running.called, "the middle")
         assert not running.called, running
         return running
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:  # it has just ended
-        return 0
 
 
 WRITER = """

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MB = 1 << 20
+BLOCK = 4096
 HOLE = 256 * MB
 OWN = b"trusted."  # attributes of those who look after a filesystem, and no user's
 
@@ -125,11 +126,8 @@ def picture(root: Path) -> dict[bytes, dict[str, Any]]:
     for directory, directories, files in os.walk(top):
         if directory == top and b"lost+found" in directories:
             directories.remove(b"lost+found")
-        for name in [
-            b"",
-            *files,
-            *(d for d in directories if os.path.islink(directory + b"/" + d)),
-        ]:
+        linked = [name for name in directories if os.path.islink(os.path.join(directory, name))]
+        for name in [b"", *files, *linked]:
             at = os.path.join(directory, name)
             path = os.path.relpath(at, top)
             found[path] = _entry(at)
@@ -177,7 +175,7 @@ def _attributes(at: bytes) -> dict[str, bytes]:
 
 
 def _content(at: bytes, size: int) -> str:
-    """A digest; of the data that lies between holes, and where it lies."""
+    """A digest of the blocks that are not all zeros, and where they lie; holes cost nothing."""
     digest = hashlib.blake2b()
     file = os.open(at, os.O_RDONLY)
     try:
@@ -189,13 +187,12 @@ def _content(at: bytes, size: int) -> str:
                 if problem.errno != errno.ENXIO:  # a hole to the end
                     raise
                 break
+            position -= position % BLOCK
             data = os.pread(file, MB, position)
-            if data.strip(b"\0"):
-                block = position - position % 4096
-                for start in range(block, position + len(data), 4096):
-                    chunk = data[max(start - position, 0) : start - position + 4096]
-                    if chunk.strip(b"\0"):
-                        digest.update(b"%d " % start + chunk.strip(b"\0"))
+            for start in range(0, len(data), BLOCK):
+                block = data[start : start + BLOCK]
+                if block.strip(b"\0"):
+                    digest.update(b"%d " % (position + start) + block)
             position += len(data)
     finally:
         os.close(file)
