@@ -49,8 +49,8 @@ def odd_tree(root: Path) -> None:
     _odd_kinds(root / "kinds")
     _odd_rights(root / "rights")
     _odd_holes(root / "holes")
-    for index, (directory, _, files) in enumerate(os.walk(os.fsencode(root), topdown=False)):
-        for name in [*files, b""]:
+    for index, (directory, linked, files) in enumerate(os.walk(os.fsencode(root), topdown=False)):
+        for name in [*files, *linked, b""]:
             at = os.path.join(directory, name)
             os.utime(at, ns=(0, 1_234_567_890_123_456_789 + index), follow_symlinks=False)
 

@@ -23,7 +23,7 @@ from awesomeproxy.movers.shell import Reach, Shell
 
 SBIN = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
 SSHD = shutil.which("sshd", path=SBIN) or "sshd (install Debian's package openssh-server)"
-NAME = "far"  # what the node is called, for ssh and for us
+NAME, OTHER = "far", "farther"  # what the node is called, for ssh and for us; by two names
 
 _SERVER = """
 ListenAddress {host}:{port}
@@ -40,7 +40,7 @@ MaxSessions 100
 """
 
 _CLIENT = """
-Host {name}
+Host {name} {other}
     HostName {host}
     Port {port}
     User {user}
@@ -72,6 +72,7 @@ class SshStage:
         (self.directory / "known_hosts").write_text(f"{NAME} {host_key}")
         values = {
             "name": NAME,
+            "other": OTHER,
             "host": HOST,
             "port": self.port,
             "user": getpass.getuser(),
@@ -80,14 +81,13 @@ class SshStage:
         (self.directory / "sshd_config").write_text(_SERVER.format(**values))
         (self.directory / "ssh_config").write_text(_CLIENT.format(**values))
 
-    @property
-    def reach(self) -> Reach:
-        """How the node is reached."""
-        return Reach(NAME, NAME, str(self.directory / "ssh_config"))
+    def reach(self, name: str = NAME) -> Reach:
+        """How the node is reached, by one of its names."""
+        return Reach(name, name, str(self.directory / "ssh_config"))
 
-    def shell(self, *, shared: bool = True) -> Shell:
+    def shell(self, name: str = NAME, *, shared: bool = True) -> Shell:
         """A shell on the node; ``shared`` says whether connections are."""
-        shell = Shell(reactor, self.reach, self.control if shared else "")
+        shell = Shell(reactor, self.reach(name), self.control if shared else "")
         self.shells.append(shell)
         return shell
 
