@@ -27,7 +27,8 @@ reference: $(VENV)/.load
 	@$(BIN)/awesomeproxy demo --reference --picture out/reference.png $(ARGS)
 
 test: $(VENV)/.test
-	@.ci/packages pebble:pebble slowhttptest:slowhttptest h2load:nghttp2-client
+	@.ci/packages pebble:pebble slowhttptest:slowhttptest h2load:nghttp2-client \
+	    rsync:rsync sshd:openssh-server setfacl:acl
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.lint

@@ -45,9 +45,10 @@ _SSH = (
 class ShellError(Exception):
     """A command has failed, or was too late; the message has what it said of that."""
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
         super().__init__(message)
         self.status = status  # what it ended with; None: it was ended, or never began
+        self.said = said  # the last lines of its error output
 
 
 class Shell:
@@ -85,18 +86,24 @@ class Shell:
         return [*self.ssh(), self.reach.ssh, "--", shlex.join(argv)]
 
     async def run(
-        self, *argv: str, input: bytes = b"", time: float = TIME, env: dict[str, str] | None = None
+        self,
+        *argv: str,
+        input: bytes = b"",
+        time: float = TIME,
+        env: dict[str, str] | None = None,
+        heard: Callable[[bytes], None] = lambda piece: None,
     ) -> str:
         """What ``argv`` has printed.
 
         :param input: what it can read.
         :param time: seconds that it may take.
         :param env: added to its environment, here or there.
+        :param heard: told each piece of what it prints as it comes.
         :raise ShellError: it has failed, or taken too long.
         """
         if env:
             argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
-        running = _Running(self._reactor, self.command(argv), self._says(argv))
+        running = _Running(self._reactor, self.command(argv), self._says(argv), heard)
         try:
             return (await running.start(input, time)).decode(errors="replace")
         except BaseException:
@@ -210,8 +217,15 @@ class _Running(ProcessProtocol):
 
     transport: Any = None
 
-    def __init__(self, reactor: Any, argv: list[str], says: str) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        argv: list[str],
+        says: str,
+        heard: Callable[[bytes], None] = lambda piece: None,
+    ) -> None:
         self._reactor = reactor
+        self._heard = heard
         self._argv = [*_LEASH, *argv]
         self._says = says
         self._out: list[bytes] = []
@@ -270,6 +284,7 @@ class _Running(ProcessProtocol):
 
     def outReceived(self, data: bytes) -> None:
         self._out.append(data)
+        self._heard(data)
 
     def errReceived(self, data: bytes) -> None:
         self._err = (self._err + data)[-KEPT:]
@@ -283,14 +298,17 @@ class _Running(ProcessProtocol):
             if status == 0 and not self._why:
                 done.callback(b"".join(self._out))
             else:
-                done.errback(ShellError(self._complaint(reason), status))
+                said = self._said()
+                done.errback(ShellError(self._complaint(reason, said), status, said))
         ended, self._ended = self._ended, []
         for gone in ended:
             gone.callback(None)
 
-    def _complaint(self, reason: Failure) -> str:
-        said = self._err.decode(errors="replace").strip()
-        said = " / ".join(line for line in said.splitlines()[-5:] if line.strip())
+    def _said(self) -> str:
+        lines = self._err.decode(errors="replace").strip().splitlines()
+        return " / ".join(line for line in lines[-5:] if line.strip())
+
+    def _complaint(self, reason: Failure, said: str) -> str:
         if self._why:
             return f"{self._says}: {self._why}" + (f": {said}" if said else "")
         number = getattr(reason.value, "signal", None)
