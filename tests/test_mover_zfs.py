@@ -11,10 +11,9 @@ from zfs_stage import ZfsStage, pool, zfs_fuse
 
 
 @pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def pools() -> Iterator[dict[str, str]]:
     """Two of them, by side."""
-    directory = tmp_path_factory.mktemp("pools")
-    with zfs_fuse(), pool(directory) as one, pool(directory) as two:
+    with zfs_fuse(), pool() as one, pool() as two:
         yield {ONE: one, TWO: two}
 
 

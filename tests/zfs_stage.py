@@ -112,10 +112,11 @@ def zfs_fuse() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def pool(directory: Path) -> Iterator[str]:
-    """The name of a pool that is in a file there."""
+def pool() -> Iterator[str]:
+    """The name of a pool that is in a file; in memory, where that can be."""
     name = f"awesomeproxy{os.getpid()}n{next(COUNTER)}"
-    file = directory / f"{name}.img"
+    memory = Path("/dev/shm")
+    file = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"{name}.img"
     with open(file, "wb") as opened:
         opened.truncate(SIZE)
     try:

@@ -146,6 +146,7 @@ class Zfs:
     async def estimate(self) -> Estimate:
         """See :class:`IMover`."""
         with explained():
+            await self._source.settle()
             source, target = await self._pair.looks()
             common = shared(source, target)
             ahead = pending(source, common[-1] if common else None)

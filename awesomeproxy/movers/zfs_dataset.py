@@ -123,10 +123,11 @@ class Dataset:
 
         :raise ShellError: somebody has files open for writing.
         """
-        if await self.is_mounted():
+        mounted = await self.is_mounted()
+        if mounted:
             await self._remount("ro", path)
         await self.set("readonly", "on")
-        if not await self.is_mounted():
+        if not mounted:
             await self.zfs("mount", "-o", "ro", self.name)
 
     async def open(self, path: str) -> None:
@@ -155,6 +156,16 @@ class Dataset:
             if not re.search("not exist|not find", str(problem)):
                 raise
 
+    async def settle(self, keep: bool = False) -> None:
+        """Have what was just written counted: it is only when it has come to the disks.
+
+        :param keep: leave the snapshot there that this takes.
+        """
+        await self.drop(_PROBE)
+        await self.take(_PROBE)
+        if not keep:
+            await self.drop(_PROBE)
+
     async def changed_since(self, label: str) -> bool:
         """Whether anything has been written since its snapshot ``label``."""
         words = ("get", "-Hp", "-o", "value", f"written@{label}", self.name)
@@ -164,8 +175,7 @@ class Dataset:
             if problem.status != NO_SUCH_PROPERTY:
                 raise
         # There is no such property before pool version 5000.  But what would be sent?
-        await self.drop(_PROBE)
-        await self.take(_PROBE)
+        await self.settle(keep=True)
         try:
             size = await self.shell.run(
                 *("sh", "-c", 'zfs send -i "$1" "$2" | head -c 4096 | wc -c', "sh"),
