@@ -14,19 +14,20 @@ from awesomeproxy.movers.shell import ShellError
 T = TypeVar("T")
 
 LONG = 7 * 86400.0  # seconds that a copy may take: it is for who has started it to end it
-BUSY = 3.0  # seconds until what is busy is taken to stay so
+BUSY = 3.0  # seconds of patience where nobody waits
 _EVERY = 0.05  # seconds between tries
 
 
-async def while_busy(reactor: Any, action: Callable[[], Awaitable[T]]) -> T:
+async def while_busy(reactor: Any, action: Callable[[], Awaitable[T]], patience: float = BUSY) -> T:
     """What ``action`` returns, as soon as what it needs is not busy any more.
 
     A process that has been ended, here or at the other end of an ssh, lets go of what it had
     open a little later; and a filesystem in user space is free a little after its unmounting.
 
+    :param patience: seconds until what is busy is taken to stay so.
     :raise ShellError: it has failed otherwise, or for too long.
     """
-    late = reactor.seconds() + BUSY
+    late = reactor.seconds() + patience
     while True:
         try:
             return await action()

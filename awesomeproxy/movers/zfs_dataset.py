@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from awesomeproxy.movers.shell import Shell, ShellError
@@ -16,6 +17,7 @@ from awesomeproxy.movers.trying import while_busy
 # What `zfs send -i` prints when there is nothing to send: two records, BEGIN and END, of
 # 312 bytes each (dmu_replay_record_t in sys/zfs_ioctl.h).
 _NOTHING = 624
+REMOUNTING = 1.0  # seconds until who has files open is taken to keep them so
 _PROBE = "awesomeproxy-probe"
 NO_SUCH_PROPERTY = 2  # what `zfs get` ends with for one that it does not know
 
@@ -141,7 +143,8 @@ class Dataset:
     async def _remount(self, how: str, path: str) -> None:
         # By the kernel alone: zfs-fuse knows nothing of it, and is asked for nothing.
         words = ("mount", "-i", "-o", f"remount,{how}", path)
-        await while_busy(self._reactor, lambda: self.shell.run(*words, env={"LC_ALL": "C"}))
+        remount = partial(self.shell.run, *words, env={"LC_ALL": "C"})
+        await while_busy(self._reactor, remount, REMOUNTING)
 
     async def take(self, label: str) -> None:
         """Take a snapshot."""
@@ -161,8 +164,13 @@ class Dataset:
 
         :param keep: leave the snapshot there that this takes.
         """
-        await self.drop(_PROBE)
-        await self.take(_PROBE)
+        try:
+            await self.take(_PROBE)
+        except ShellError as problem:
+            if "already exists" not in str(problem):
+                raise
+            await self.drop(_PROBE)  # somebody was killed before he could
+            await self.take(_PROBE)
         if not keep:
             await self.drop(_PROBE)
 
