@@ -1,0 +1,192 @@
+"""Two ZFS filesystems, one of which is to become what the other is.
+
+What both have is told by the guids of their snapshots.  Streams begin at the newest snapshot
+of the target, or carry all; ZFS itself takes one only where nothing has been written since
+that snapshot, and is never told to overlook it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from awesomeproxy.movers.interface import Job, MoverError, Progress
+from awesomeproxy.movers.shell import ShellError
+from awesomeproxy.movers.trying import LONG, while_busy
+from awesomeproxy.movers.users import users
+from awesomeproxy.movers.zfs_dataset import NO_SUCH_PROPERTY, Dataset, Look, Snapshot
+
+OURS = re.compile(r"awesomeproxy-[0-9]+-[0-9]+")  # the labels of our snapshots
+
+
+class Pair:
+    """The source and the target of a migration."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.source = Dataset(job.reactor, job.source.shell, job.source.settings.dataset)
+        self.target = Dataset(job.reactor, job.target.shell, job.target.settings.dataset)
+        self.mine = f"awesomeproxy-{job.migration}-"  # how the labels of this migration's begin
+
+    async def looks(self) -> tuple[Look, Look | None]:
+        """Both as they are now.
+
+        :raise MoverError: there is no source.
+        """
+        source = await self.source.look()
+        if source is None:
+            raise MoverError(f"{self.source} is gone; see what has become of it")
+        return source, await self.target.look()
+
+    async def base(self, source: Look, target: Look | None) -> Snapshot | None:
+        """The snapshot that both have, for a stream to begin at; None: all has to be sent.
+
+        :raise MoverError: the target is none: it has something else in it, or something more.
+        """
+        if target is None:
+            return None
+        if target.properties["mounted"] == "yes" and not self.parked(source, target):
+            raise MoverError(
+                f"{self.target} is mounted at {target.properties['mountpoint']}: it may be in "
+                "use; if it is not, unmount it there: zfs unmount"
+            )
+        newest = target.snapshots[-1] if target.snapshots else None
+        if newest is None and not target.children and await self.target.mark("made"):
+            return None
+        common = shared(source, target)
+        if not common:
+            raise MoverError(
+                f"{self.target} is there already, and has no snapshot in common with "
+                f"{self.source}; name another dataset, or, if nobody needs it, rename or destroy "
+                "it"
+            )
+        assert newest is not None
+        base = common[-1]
+        remedy = f"keep what is needed of it, then: zfs rollback -r {self.target.name}@"
+        if newest.guid != base.guid:
+            there = next(each.label for each in target.snapshots if each.guid == base.guid)
+            raise MoverError(
+                f"{self.target} has the snapshot @{newest.label}, which is newer than the last "
+                f"that {self.source} has, too; {remedy}{there} (and take none there by a timer)"
+            )
+        if await self.target.changed_since(newest.label):
+            raise MoverError(
+                f"{self.target} has been written to since @{newest.label}, the last snapshot in "
+                f"common with {self.source}; {remedy}{newest.label}"
+            )
+        return base
+
+    @staticmethod
+    def parked(source: Look, target: Look) -> bool:
+        """Whether the target is what an earlier move has left behind: it can only be read."""
+        return target.properties["readonly"] == "on" and bool(shared(source, target))
+
+    async def free_target(self) -> None:
+        """Unmount the target."""
+        try:
+            await self.target.unmount()
+        except ShellError as problem:
+            path = self._job.target.settings.path
+            who = await users(self.target.shell, path)
+            raise MoverError(
+                f"{self.target} cannot be unmounted: {who or problem} uses {path}; end that"
+            ) from None
+
+    async def round(self, progress: Progress) -> int:
+        """Carry what has changed since the last snapshot in common."""
+        source, target = await self.looks()
+        base = await self.base(source, target)
+        if target is not None:
+            await self.free_target()
+        else:
+            path = os.path.normpath(self._job.target.settings.path)
+            await self.target.zfs(
+                *("create", "-o", "canmount=noauto", "-o", "readonly=on"),
+                *("-o", f"mountpoint={path}", "-o", "awesomeproxy:made=yes", self.target.name),
+            )
+        labels = [each.label for each in source.snapshots]
+        numbers = [each.removeprefix(self.mine) for each in labels if each.startswith(self.mine)]
+        label = f"{self.mine}{max(map(int, numbers), default=0) + 1}"
+        await self.source.take(label)
+        # What is there is the empty one that we have made, or this would not be reached.
+        begin = ["-i", f"@{base.label}"] if base else []
+        over = [] if base else ["-F"]
+        compressed = ["-c"] if self._job.options.compressed else []
+        size = await self._stream(
+            [*compressed, *begin, f"{self.source.name}@{label}"], over, progress
+        )
+        await self.thin(*await self.looks())
+        return size
+
+    async def _stream(self, sent: list[str], taken: list[str], progress: Progress) -> int:
+        able = await self.target.flags("receive")
+        # Not mounted, and so that what has come of a broken stream is kept, where it can be.
+        kept = "s" in able and "t" in await self.source.flags("send")
+        taken = [*(["-u"] if "u" in able else []), *(["-s"] if kept else []), *taken]
+        sender, taker = self.source.shell, self.target.shell
+        to = ["zfs", "receive", *taken, self.target.name]
+        return await while_busy(
+            self._job.reactor,
+            lambda: sender.pipe(["zfs", "send", *sent], taker, to, progress=progress, time=LONG),
+        )
+
+    async def resume(self, progress: Progress) -> int:
+        """Carry the rest of a stream that was broken off, if the target has kept what came."""
+        target = await self.target.look()
+        token = await self._token() if target is not None else ""
+        if not token:
+            return 0
+        try:
+            return await self._stream(["-t", token], [], progress)
+        except ShellError as problem:
+            if "cannot resume send" not in str(problem):  # what it was sent from is gone
+                raise
+            await self.forget()
+            return 0
+
+    async def _token(self) -> str:
+        """What the sender has to be told to go on; empty: there is nothing to go on with."""
+        words = ("get", "-H", "-o", "value", "receive_resume_token", self.target.name)
+        try:
+            token = (await self.target.zfs(*words)).strip()
+        except ShellError as problem:
+            if problem.status != NO_SUCH_PROPERTY:
+                raise
+            return ""
+        return "" if token == "-" else token
+
+    async def forget(self) -> None:
+        """Have the target forget what it has kept of a broken stream."""
+        if await self._token():
+            await self.target.zfs("receive", "-A", self.target.name)
+
+    async def thin(self, source: Look, target: Look | None, others: bool = False) -> None:
+        """Drop our snapshots, but for the last that both have.
+
+        :param others: also those that only one of them has, whichever migration took them.
+        """
+        common = [each.guid for each in shared(source, target)]
+        kept = common[-1:]
+        if others and not kept:
+            raise MoverError(f"{self.target} has lost what came from {self.source}; see why")
+        for dataset, look in ((self.source, source), (self.target, target)):
+            for each in look.snapshots if look else []:
+                mine = each.label.startswith(self.mine) or each.guid in common or others
+                if OURS.fullmatch(each.label) and mine and each.guid not in kept:
+                    await dataset.drop(each.label)
+
+
+def shared(source: Look, target: Look | None) -> list[Snapshot]:
+    """Those of the source's snapshots that the target has, too; the oldest first."""
+    theirs = {each.guid for each in target.snapshots} if target is not None else set()
+    return [each for each in source.snapshots if each.guid in theirs]
+
+
+def pending(source: Look, base: Snapshot | None) -> int:
+    """About how many bytes are to come: what there is more than at ``base``, and in place of
+    what is kept for its sake and that of later ones."""
+    if base is None:
+        return source.number("referenced")
+    later = source.snapshots[source.snapshots.index(base) :]
+    grown = source.number("referenced") - base.referenced
+    return max(0, grown + sum(each.used for each in later))

@@ -1,0 +1,27 @@
+"""A shell whose streams are slow, so that they can be met in the middle."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from awesomeproxy.movers.shell import Shell
+
+RATE = 2 << 20  # bytes a second
+TROTTER = f"""
+import os, sys, time
+while data := os.read(0, {RATE} // 20):
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+    time.sleep(0.05)
+"""
+
+
+class SlowShell(Shell):
+    """Runs commands on one node; what ``send`` commands print comes slowly."""
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        if argv[1:2] != ["send"]:
+            return super().command(argv)
+        trotting = 'python="$1"; shift; code="$1"; shift; "$@" | "$python" -c "$code"'
+        return super().command(["sh", "-c", trotting, "sh", sys.executable, TROTTER, *argv])
