@@ -23,7 +23,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from awesomeproxy.model import Reach
+from awesomeproxy.model import Reach as Reach  # for whoever makes a shell
 
 TIME = 60.0  # seconds that a command may take, unless it says otherwise
 KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last ones
