@@ -310,7 +310,7 @@ def _filesystem_shape(kind: Kind | None) -> Shape[Filesystem]:
     # Without a mover nobody knows which keys there are.
     parts: dict[str, Any] = {"on": _anything, "options": _anything}
     if kind is not None:
-        parts = {"on": Named(kind.place), "options": kind.options}
+        parts = {"on": Named(kind.place, told=False), "options": kind.options}
     return Shape(
         partial(_filesystem, mount_point=kind is not None and kind.mount_point),
         known | parts,

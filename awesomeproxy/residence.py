@@ -150,6 +150,10 @@ class Residence:
         """How it stands with a mount, if it can be seen from here."""
         return self._mounts.states().get(_key(name, node))
 
+    def sees(self, name: str, node: str) -> bool:
+        """Whether this node sees for itself what is mounted there."""
+        return self._state(name, node) is not None
+
     def status(self) -> list[dict[str, Any]]:
         """Each filesystem: where it is, and what is wrong."""
         found = []

@@ -148,13 +148,11 @@ class Several(Structure[tuple[Any, ...]]):
 
 @dataclass(frozen=True)
 class Named(Structure[dict[str, T]]):
-    """A table of tables, each under a name that its author has chosen.
+    """A table of tables, each under a name that its author has chosen."""
 
-    ``shape`` is given that name, as ``name``.
-    """
-
-    shape: Any  # a Shape, or another structure that is given the name
+    shape: Any  # a Shape, or another structure whose ``read`` takes what is given
     empty: bool = False  # whether it may be
+    told: bool = True  # whether ``shape`` is given the name, as ``name``
 
     def read(self, value: object, spot: Spot) -> dict[str, T]:
         if not isinstance(value, Mapping):
@@ -169,7 +167,8 @@ class Named(Structure[dict[str, T]]):
         """What the table named ``key`` stands for; None, with a note, if it is no table."""
         _read(name, key, spot)
         try:
-            made: T = self.shape.read(table, spot, name=key)
+            given = {"name": key} if self.told else {}
+            made: T = self.shape.read(table, spot, **given)
             return made
         except ValueError as problem:
             spot.wrong(str(problem))

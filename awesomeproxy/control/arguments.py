@@ -107,6 +107,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+class _Pairs(argparse.Action):
+    """Collects ``NAME=VALUE`` words in a dict."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        found = dict(getattr(namespace, self.dest) or {})
+        for word in values:
+            name, sign, value = word.partition("=")
+            if not (name and sign and value):
+                parser.error(f"{option_string}: {word!r} is not {self.metavar}")
+            found[name] = value
+        setattr(namespace, self.dest, found)
+
+
 class _Commands:
     """Adds commands to a parser; each takes the common options, too."""
 
@@ -180,16 +199,44 @@ def _traffic(commands: _Commands) -> None:
         "migrate",
         "move a site to another of its backends",
         remote=Remote(
-            "migrate", _given("site", "to", "dry_run", "max_pause", "force"), render.migration, None
+            "migrate",
+            _given("site", "to", "databases", "dry_run", "max_pause", "force"),
+            render.migration,
+            None,
         ),
     )
     _site(migrate)
     migrate.add_argument("--to", metavar="BACKEND", required=True, help="where it goes")
+    migrate.add_argument(
+        "--with",
+        dest="databases",
+        nargs="+",
+        action=_Pairs,
+        metavar="DATABASE=BACKEND",
+        help="a database that goes along, and where to",
+    )
     migrate.add_argument("--dry-run", action="store_true", help="say what would be done")
     _duration(migrate, "--max-pause", 20.0, "how long its requests may be held")
     migrate.add_argument(
         "--force", action="store_true", help="cut what is still in flight when time is up"
     )
+
+    abort = commands.leaf(
+        "abort",
+        "call off a migration; works until it has committed",
+        remote=Remote("abort", _given("site"), render.aborted, None),
+    )
+    _site(abort)
+
+    for name, help in (
+        ("mounted", "say that a filesystem is mounted on a node, to be served from there"),
+        ("unmounted", "say that a filesystem is not mounted on a node any more"),
+    ):
+        told = commands.leaf(
+            name, help, remote=Remote(name, _given("filesystem", "node"), render.mounted)
+        )
+        told.add_argument("filesystem", metavar="FILESYSTEM")
+        told.add_argument("--node", metavar="NODE", required=True, help="which node")
 
     watch = commands.leaf(
         "watch",

@@ -30,6 +30,7 @@ from awesomeproxy.control import render
 from awesomeproxy.control.arguments import Remote, Usage, parse
 from awesomeproxy.control.client import Client, Unreachable
 from awesomeproxy.control.definitions import BadDefinition
+from awesomeproxy.control.meter import Meter
 from awesomeproxy.control.protocol import (
     FAILED,
     INVALID_PARAMS,
@@ -97,17 +98,23 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace, remote: Remote) -> int:
-    style, words = _style(sys.stdout), _style(sys.stderr)
-    shows_progress = not args.json and sys.stderr.isatty()
+    style = _style(sys.stdout)
+    meter: Meter | None = None
+    if not args.json and sys.stderr.isatty():
+        meter = Meter(sys.stderr, _style(sys.stderr))
 
     def notified(method: str, params: dict[str, Any]) -> None:
         if method == "event":
             print(json.dumps(params) if args.json else render.event(params, style), flush=True)
-        elif shows_progress:
-            print(render.progress(params, words), file=sys.stderr, flush=True)
+        elif meter is not None:
+            meter.tell(params)
 
     with Client(args.control, remote.timeout) as client:
-        result = client.call(remote.method, remote.params(args), notified)
+        try:
+            result = client.call(remote.method, remote.params(args), notified)
+        finally:
+            if meter is not None:
+                meter.close()
     status = _outcome(result)
     try:
         if args.command != "watch":

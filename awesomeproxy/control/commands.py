@@ -24,11 +24,13 @@ from twisted.logger import Logger
 from awesomeproxy import __version__, config
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
+from awesomeproxy.migrate import planning, steps
 from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
+from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable
-from awesomeproxy.migrate.planning import make as make_plan
-from awesomeproxy.migrate.steps import plan as steps
 from awesomeproxy.model import Placement, Site
+from awesomeproxy.movers.interface import Estimate, MoverError
+from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.node import Node, Stopping
 from awesomeproxy.pausing import NotDrained, Overtaken
 from awesomeproxy.proxy.health import Unwell
@@ -129,6 +131,7 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
             "certificates": _certificates(node),
         },
         "sites": [_site_status(node, name) for name in names],
+        "filesystems": node.residence.status(),
     }
 
 
@@ -231,6 +234,7 @@ async def migrate(
     call: Call,
     site: str,
     to: str,
+    databases: dict[str, str] | None = None,
     dry_run: bool = False,
     max_pause: float = 20.0,
     force: bool = False,
@@ -243,12 +247,13 @@ async def migrate(
             raise BadRequest(f"{site} has no backend {to!r}; it has: {known}")
         if not 0 < max_pause < 1e6:
             raise BadRequest(f"migrate: max_pause must be more than 0 seconds, not {max_pause:g}")
+        plan = _planned(node, site, to, databases or {})
         if not dry_run:
-            _idle(node, site)
-            if node.placements[site].backend == to:
+            for member in plan.members:
+                _idle(node, member.name)
+            if not plan.main.moves:
                 raise CommandFailed(f"{site} is on {to} already", _winner(node.placements[site]))
             try:
-                plan = make_plan(node.moves.world(), site, to, {})
                 running = node.moves.begin(
                     plan,
                     max_pause=max_pause,
@@ -259,7 +264,7 @@ async def migrate(
             except Unmovable as problem:
                 raise CommandFailed(str(problem)) from None
     if dry_run:
-        return await _plan(node, site, to)
+        return await _foreseen(node, plan)
     try:
         ledger = await running
     except LeftUnfinished as left:
@@ -278,26 +283,62 @@ async def migrate(
     return ledger.as_json()
 
 
-async def _plan(node: Node, site: str, to: str) -> Mapping[str, Any]:
-    problems = []
-    source = node.placements[site].backend
+def _planned(node: Node, site: str, to: str, databases: Mapping[str, str]) -> Plan:
     try:
-        _idle(node, site)
-    except CommandFailed as busy:
-        problems.append(str(busy))
-    if source == to:  # and if it is held, not a byte goes there
-        problems.append(f"{site} is on {to} already")
-    else:
-        try:
-            await node.check(site, to)
-        except Unwell as unwell:
-            problems.append(str(unwell))
+        return planning.make(node.moves.world(), site, to, databases)
+    except Unmovable as problem:
+        raise CommandFailed(str(problem)) from None
+
+
+async def _foreseen(node: Node, plan: Plan) -> Mapping[str, Any]:
+    """What a migration would do, and what is in its way."""
+    problems = []
+    main = plan.main
+    estimate: Estimate | None = None
+    carrying = False
+    try:
+        for member in plan.members:
+            _idle(node, member.name)
+        carrying = node.moves.loader(plan) is not None
+        if not main.moves:  # and if it is held, not a byte goes there
+            problems.append(f"{main.name} is on {main.target} already")
+        elif carrying:
+            estimate = await node.moves.foresee(plan)
+        else:
+            await node.check(main.name, main.target)
+    except (CommandFailed, Unmovable, MoverError, ShellError, Unwell) as problem:
+        problems.append(str(problem))
+    return {
+        "site": main.name,
+        "source": main.source,
+        "target": main.target,
+        "along": [
+            {"name": each.name, "source": each.source, "target": each.target} for each in plan.along
+        ],
+        "estimate": estimate and {"whole": estimate.whole, "pending": estimate.pending},
+        "plan": [{"step": step.name, "what": step.what} for step in steps.of(carrying)],
+        "problems": problems,
+    }
+
+
+@changes("abort")
+async def abort(node: Node, call: Call, site: str) -> Mapping[str, Any]:
+    """Call off a migration that has not committed yet; its site is as it was before."""
+    migration = node.moves.of(site)
+    if migration is None:
+        _site(node, site)
+        raise CommandFailed(f"{site} is not being migrated", _winner(node.placements[site]))
+    if not migration.stop("it was aborted"):
+        raise CommandFailed(
+            f"{site} is past the point where its migration to {migration.target} can be called"
+            " off; migrate it back when that has ended",
+            _winner(node.placements[site]),
+        )
+    await migration.ended.wait()
     return {
         "site": site,
-        "source": source,
-        "target": to,
-        "plan": [{"step": step.name, "what": step.what} for step in steps(carrying=False)],
-        "problems": problems,
+        "was": f"the migration to {migration.target}",
+        "backend": node.placements[site].backend,
     }
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from awesomeproxy.control.text import Style, clean, duration, pairs, table
+from awesomeproxy.control.text import Style, clean, duration, pairs, size, table
 
 Json = Mapping[str, Any]
 
@@ -40,6 +40,7 @@ _HISTORY = (
     "AMBIGUOUS",
     "REASON",
 )
+_FILESYSTEMS = ("FILESYSTEM", "STATE", "NODE", "GEN", "MOVER", "TROUBLE")
 _CERTIFICATES = ("NAMES", "EXPIRES", "SOURCE", "PROBLEM")
 _ISSUED = ("SITE", "STATE", "NEXT LOOK", "ERROR")
 _OUTCOMES = ("held", "released", "departed", "refused", "retried", "ambiguous", "failed")
@@ -68,10 +69,32 @@ def status(result: Json, style: Style) -> str:
     ]
     numbers = ("GEN", "IN FLIGHT", "HELD", "REQUESTS", "FAILED")
     lines += ["", table(_COLUMNS, rows, style, right=numbers, states=["STATE"])]
+    if filesystems := result.get("filesystems"):
+        lines += ["", _filesystems(filesystems, style)]
     troubles = [(site["name"], trouble) for site in sites for trouble in _troubles(site)]
     if troubles:
         lines += ["", *(style.paint(clean(f"{name}: {why}"), "yellow") for name, why in troubles)]
     return "\n".join(lines)
+
+
+def _filesystems(filesystems: list[Json], style: Style) -> str:
+    keys = ("name", "state", "node", "generation", "mover", "trouble")
+    rows = [[each[key] for key in keys] for each in filesystems]
+    return table(_FILESYSTEMS, rows, style, right=["GEN"], states=["STATE"])
+
+
+def mounted(result: Json, style: Style) -> str:
+    """Where a filesystem is, and which sites are served from there."""
+    sites = ", ".join(map(clean, result.get("sites", []))) or "no site"
+    return (
+        f"{clean(result['filesystem'])}: {style.state(clean(result['state']))} on"
+        f" {clean(result['node'])} at generation {result['generation']}; {sites} lives there"
+    )
+
+
+def aborted(result: Json, style: Style) -> str:
+    """What has become of a migration that was called off."""
+    return clean(f"{result['site']}: {result['was']} was called off; it is on {result['backend']}")
 
 
 def node_line(node: Json) -> str:
@@ -165,6 +188,16 @@ def plan(result: Json, style: Style) -> str:
         f"  {number}. {clean(step['step'])}: {clean(step['what'])}"
         for number, step in enumerate(result["plan"], 1)
     ]
+    along = [m for m in result.get("along", []) if m["source"] != m["target"]]
+    lines += [
+        f"  along: {clean(m['name'])}: {clean(m['source'])} -> {clean(m['target'])}" for m in along
+    ]
+    held = [clean(m["name"]) for m in result.get("along", []) if m["source"] == m["target"]]
+    if held:
+        lines.append(f"  held meanwhile: {', '.join(held)}")
+    if result.get("estimate"):
+        whole, pending = result["estimate"]["whole"], result["estimate"]["pending"]
+        lines.append(f"  data: {size(whole)}, of which {size(pending)} have to be carried")
     problems = result.get("problems", [])
     lines += [style.paint(f"  problem: {clean(problem)}", "red") for problem in problems]
     lines.append("it would not be begun" if problems else "nothing was done: this was a dry run")
@@ -184,7 +217,7 @@ def ledger(result: Json, style: Style) -> str:
             ("held for", duration(result["pause"])),
             ("longest added wait", duration(result["longest_added_wait"])),
             ("requests", _counted(result)),
-            ("moved", f"{moved} bytes" if moved else ""),
+            ("moved", size(moved) if moved else ""),
             *((step, f"{spent * 1000:.0f} ms") for step, spent in result["steps"].items()),
         ]
     )
@@ -282,12 +315,6 @@ def definition(result: Json, style: Style) -> str:
     ]
     lines = [style.paint(f"# {clean(remark)}", "dim") for remark in remarks]
     return "\n".join([*lines, *_toml(result.get("definition", {}), ())])
-
-
-def progress(params: Json, style: Style) -> str:
-    """One step of a running command."""
-    step = clean(params.get("step", "")).ljust(10)
-    return f"  {style.paint(step, 'dim')} {clean(params.get('message', ''))}"
 
 
 def event(params: Json, style: Style) -> str:

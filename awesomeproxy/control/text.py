@@ -26,6 +26,8 @@ _STATES = {
     "holding": "yellow",
     "draining": "yellow",
     "releasing": "yellow",
+    "mounted": "green",
+    "moving": "yellow",
 }
 
 
@@ -64,6 +66,15 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days}d {hours:02}h"
     return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {rest:02}s"
+
+
+def size(count: float) -> str:
+    """``2147483648`` as ``2.0 GB``; the units are those of the configuration, powers of 1024."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1024:
+            return f"{count:.0f} bytes" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TB"
 
 
 def table(

@@ -37,7 +37,7 @@ WHAT = {step.name: step.what for step in STEPS} | {
 ORDER = {step.name: number for number, step in enumerate(STEPS)}
 
 
-def plan(carrying: bool) -> list[Step]:
+def of(carrying: bool) -> list[Step]:
     """The steps of a migration that has something to carry, or nothing."""
     return [step for step in STEPS if carrying or not step.carrying]
 

@@ -1,0 +1,62 @@
+"""Commands about filesystems: what a node cannot see for itself it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from awesomeproxy.control.commands import changes
+from awesomeproxy.control.table import BadRequest, Call, CommandFailed
+from awesomeproxy.model import Mode, Placement
+from awesomeproxy.node import Node
+from awesomeproxy.residence import Elsewhere
+
+
+@changes("mounted")
+async def mounted(context: Node, call: Call, filesystem: str, node: str) -> Mapping[str, Any]:
+    """A filesystem is mounted on a node: what lives in it is served there from now on."""
+    _check(context, filesystem, node)
+    try:
+        return _told(context, filesystem, await context.residence.mounted(filesystem, node))
+    except Elsewhere as problem:
+        raise CommandFailed(str(problem)) from None
+
+
+@changes("unmounted")
+async def unmounted(context: Node, call: Call, filesystem: str, node: str) -> Mapping[str, Any]:
+    """A filesystem is not mounted on a node any more: what lives in it is held."""
+    _check(context, filesystem, node)
+    return _told(context, filesystem, await context.residence.unmounted(filesystem, node))
+
+
+def _check(context: Node, filesystem: str, node: str) -> None:
+    known = context.settings.filesystems
+    if filesystem not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise BadRequest(f"there is no filesystem {filesystem!r}; there are: {names}")
+    places = known[filesystem].places
+    if node not in places:
+        raise BadRequest(
+            f"{filesystem} has no place on {node!r}; it has: {', '.join(sorted(places))}"
+        )
+    if migration := context.moves.of(f"filesystem:{filesystem}"):
+        raise CommandFailed(
+            f"{filesystem} is being moved with {migration.site}; wait for that, or call it off"
+            f" with: awesomeproxy abort {migration.site}"
+        )
+    if context.residence.sees(filesystem, node):
+        raise CommandFailed(
+            f"{filesystem} is looked for on {node} by the daemon itself, in the mount table;"
+            " nobody has to tell"
+        )
+
+
+def _told(context: Node, filesystem: str, where: Placement) -> Mapping[str, Any]:
+    lodgers = [site.name for site in context.sites.values() if site.filesystem == filesystem]
+    return {
+        "filesystem": filesystem,
+        "node": where.backend,
+        "state": "mounted" if where.mode is Mode.OPEN else "not mounted",
+        "generation": where.generation,
+        "sites": sorted(lodgers),
+    }
