@@ -20,7 +20,11 @@ What then counts as mounted:
 Some things the table does not tell.  What was unmounted lazily (``umount -l``) is not in it
 any more, though who has files open there can still write to it.  It is the table of one
 mount namespace: what is mounted in another is not in it, unless it is propagated from there
-(mount_namespaces(7)).  And a path is in it as the kernel has it, without symbolic links.
+(mount_namespaces(7)).  A service that systemd gives a namespace (``PrivateMounts=``,
+``PrivateTmp=``, ``ProtectSystem=`` and others) sees what is mounted outside, but what it
+mounts itself nobody else sees.  When a directory above is renamed, the kernel does not say
+so; when a filesystem turns read-only after an error, neither.  And a path is in the table as
+the kernel has it, without symbolic links.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Alarm:
 
     def doRead(self) -> None:
         """There was a change."""
-        self._epoll.poll(0)
+        self._epoll.poll(0)  # lest it stay readable, should the kernel not look again by itself
         self._ring()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -79,11 +79,12 @@ def read_table(path: str, watchlist: Watchlist) -> dict[str, MountState]:
 
     :raise OSError: it cannot be read.
     """
-    mounts: list[Mount] = []
     for _ in range(TRIES):
+        mounts: list[Mount] = []
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            mounts = watchlist.sift(_lines(file))
+            for lines in _parts(file):
+                mounts += watchlist.sift(lines)
             changes = select.poll()
             changes.register(file, select.POLLPRI)  # since it was opened
             if not changes.poll(0):
@@ -93,12 +94,12 @@ def read_table(path: str, watchlist: Watchlist) -> dict[str, MountState]:
     return watchlist.states(mounts)
 
 
-def _lines(file: int) -> Iterator[bytes]:
+def _parts(file: int) -> Iterator[list[bytes]]:
     rest = b""
     while part := os.read(file, 1 << 16):  # the kernel gives a page at a time
         lines = (rest + part).split(b"\n")
         rest = lines.pop()
-        yield from lines
+        yield lines
 
 
 def read_paths(path: str, watchlist: Watchlist) -> dict[str, MountState]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import command, costs, holding, switching
+from bench import command, costs, holding, mounts, switching
 from bench.bars import FIGURES
 from bench.processes import BenchError, MissingTools, core_of, prepare, require
 from bench.results import Options, Results
@@ -33,6 +33,7 @@ MEASURES: dict[str, Callable[[Results, Console], None]] = {
     "moves": switching.moves,
     "wait": switching.wait,
     "status": command.status,
+    "mounts": mounts.mounts,
 }
 H2LOAD = {"handshakes", "h2", "h2pauses"}  # what it is needed for
 

@@ -73,6 +73,8 @@ BARS: tuple[Bar, ...] = (
     Bar("wait-ledger", "wait", "longest pause of a migration, by ledger", "ms", 20.0),
     Bar("wait-client", "wait", "longest wait it added, by a client", "ms", 20.0),
     Bar("status-time", "status", "awesomeproxy status, start to exit", "ms", 150.0),
+    Bar("mounts-cpu", "mounts", "a mount among 100,000: the watcher's CPU time", "ms", 200.0),
+    Bar("mounts-stall", "mounts", "the longest it kept the reactor from its work", "ms", 20.0),
 )
 
 FIGURES: Mapping[str, str] = {
@@ -88,4 +90,5 @@ FIGURES: Mapping[str, str] = {
     "moves": "100 migrations between two origins under load",
     "wait": "the longest wait that a migration adds on an idle site",
     "status": "the time that awesomeproxy status takes",
+    "mounts": "what a mount costs the watcher among 100,000 mounts",
 }

@@ -41,6 +41,7 @@ TOOLS = {
     "gprof2dot": "",  # a Python package, see pyproject.toml
     "taskset": "util-linux",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
 }
 
 Role = Literal["proxy", "load"]

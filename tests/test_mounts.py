@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -485,32 +485,36 @@ class TestHaste:
 
 
 class Meddling(Watchlist):
-    """Has something mounted as soon as the table has been read, so many times."""
+    """Has something changed as soon as a reading has begun, in so many readings."""
 
-    def __init__(self, place: Namespace, path: Path, times: int) -> None:
+    def __init__(self, path: Path, change: Callable[[], None], times: int) -> None:
         super().__init__({"blog": Mounting(str(path))})
-        self._mount = lambda: tmpfs(place, path)
+        self._change = change
         self._times = times
+        self._first = b""
         self.readings = 0
 
     def sift(self, lines: Iterable[bytes]) -> list[Mount]:
-        found = super().sift(lines)
-        self.readings += 1
-        if self.readings <= self._times:
-            self._mount()
-        return found
+        lines = list(lines)
+        self._first = self._first or lines[0]
+        if lines[0] == self._first:
+            self.readings += 1
+            if self.readings <= self._times:
+                self._change()
+        return super().sift(lines)
 
 
 class TestTables:
     def test_a_table_that_changes_while_it_is_read(self, place: Namespace, blog: Path) -> None:
         """What was read of it does not count: it is read again."""
-        meddling = Meddling(place, blog, 1)
-        assert read_table(place.table, meddling)["blog"].mounted
+        tmpfs(place, blog)
+        meddling = Meddling(blog, lambda: place.run("umount", blog), 1)
+        assert not read_table(place.table, meddling)["blog"].mounted
         assert meddling.readings == 2
 
     def test_a_table_that_changes_all_the_time(self, place: Namespace, blog: Path) -> None:
         """There is an end to that."""
-        meddling = Meddling(place, blog, 100)
+        meddling = Meddling(blog, lambda: tmpfs(place, blog), 100)
         read_table(place.table, meddling)
         assert meddling.readings == TRIES
 
@@ -520,7 +524,8 @@ class TestTables:
         await wait(mounts.start())
         (alarm,) = (reader for reader in reactor.getReaders() if isinstance(reader, Alarm))
         reactor.removeReader(alarm)
-        alarm.connectionLost(Failure(ConnectionLost()))  # type: ignore[no-untyped-call]
+        reason = Failure(ConnectionLost())  # type: ignore[no-untyped-call]
+        alarm.connectionLost(reason)
         assert alarm.fileno() == -1
         mounts.stop()
 
