@@ -22,7 +22,7 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
     :param added: the tables of what was added by command: whole sites, which have
         ``hosts``, and such as have nothing but ``backends``, for a site of the file.
     :raise ConfigError: a table is wrong, two sites claim the same, or one wants certificates
-        that nobody issues.
+        that nobody issues or uses a database that is not there.
     """
     sites = dict(settings.sites)
     for name, table in added.items():
@@ -38,6 +38,10 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
             problems += consistency.overlaps(sites[name], sites.values())
             if text := consistency.unissued(sites[name], settings):
                 problems.append(f"sites.{name}.tls.acme: {text}")
+            problems += [
+                f"sites.{name}.uses[{index}]: {text}"
+                for index, text in consistency.unknown_databases(sites[name], settings)
+            ]
     if problems:
         raise config.ConfigError(problems)
     return sites

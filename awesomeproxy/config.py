@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from awesomeproxy import addresses, consistency, model
+from awesomeproxy.databases import DATABASE
 from awesomeproxy.endpoints import endpoint
 from awesomeproxy.model import Backend, Settings, Site
 from awesomeproxy.quantities import choice, count, duration, flag, size, status_range
@@ -210,6 +211,7 @@ _SITE = Shape(
             },
             check=consistency.check_site_tls,
         ),
+        "uses": Several(addresses.name, 'a list, as in ["shop"]', empty=True),
         "max_body": size(zero=True),
         "max_in_flight": count(),
         "reuse_unsafe": duration(zero=True),
@@ -292,6 +294,7 @@ _FILE = Shape(
         "tls": _TLS,
         "acme": _ACME,
         "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),
+        "databases": Named(DATABASE, empty=True),
         "sites": Named(_SITE, empty=True),
     },
     needed={"listen": ()},

@@ -50,6 +50,17 @@ def unissued(site: Site, settings: Settings) -> str:
     return ""
 
 
+def unknown_databases(site: Site, settings: Settings) -> Iterator[tuple[int, str]]:
+    """Which databases ``site`` uses that are not there: where in its list, and a text."""
+    known = " or ".join(map(show, settings.databases)) or "none"
+    for index, name in enumerate(site.uses):
+        if name not in settings.databases:
+            yield (
+                index,
+                f"{show(name)} is not a database; write {known}, or add [databases.{name}]",
+            )
+
+
 def check_file(settings: Settings, spot: Spot) -> None:
     """The name the node gets by default, and what tables of the file say of each other."""
     try:
@@ -65,7 +76,23 @@ def check_file(settings: Settings, spot: Spot) -> None:
             earlier.append(site)
         if not spot.at("acme").marred and (text := unissued(site, settings)):
             place.at("tls").at("acme").wrong(text)
+        if not spot.at("databases").marred:
+            for index, text in unknown_databases(site, settings):
+                place.at("uses").item(index).wrong(text)
+    _check_endpoints(settings, spot)
     _check_certificates(settings, spot)
+
+
+def _check_endpoints(settings: Settings, spot: Spot) -> None:
+    """No two listen at the same place, as far as that can be seen from what is written."""
+    taken = {listen.endpoint: "a [[listen]]" for listen in settings.listen}
+    for name, database in settings.databases.items():
+        owner = taken.setdefault(database.endpoint, f"the database {show(name)}")
+        place = spot.at("databases").at(name).at("endpoint")
+        if owner != f"the database {show(name)}" and not place.marred:
+            place.wrong(
+                f"{show(database.endpoint)} is that of {owner}; give one of them another port"
+            )
 
 
 def _check_certificates(settings: Settings, spot: Spot) -> None:
