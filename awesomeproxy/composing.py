@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from awesomeproxy import config, consistency
-from awesomeproxy.model import Backend, Placement, Settings, Site
+from awesomeproxy.model import DATABASE, Backend, Database, Placement, Settings, Site
 
 SOURCE = "added by command"  # what errors call the tables that are not in the file
 
@@ -54,11 +54,20 @@ def _backends(table: Mapping[str, Any]) -> dict[str, Backend]:
     }
 
 
-def misplaced(sites: Iterable[Site], placements: Mapping[str, Placement]) -> dict[str, str]:
-    """The sites that are placed on a backend they do not have, and what to do about it."""
-    return {
-        site.name: f"sites.{site.name}.backends: {placements[site.name].backend!r} is missing, and"
-        " the site is placed there; add it, or migrate the site to another backend first"
-        for site in sites
-        if site.name in placements and placements[site.name].backend not in site.backends
-    }
+def misplaced(
+    defined: Iterable[Site | Database], placements: Mapping[str, Placement]
+) -> dict[str, str]:
+    """What is placed on a backend it does not have, and what to do about it.
+
+    The keys are as the placements are called.
+    """
+    problems = {}
+    for each in defined:
+        kind = "database" if isinstance(each, Database) else "site"
+        name = DATABASE + each.name if kind == "database" else each.name
+        if name in placements and placements[name].backend not in each.backends:
+            problems[name] = (
+                f"{kind}s.{each.name}.backends: {placements[name].backend!r} is missing, and the"
+                f" {kind} is placed there; add it, or migrate the {kind} to another backend first"
+            )
+    return problems
