@@ -121,7 +121,7 @@ class Node:
         self.added = await self.registry.definitions()
         self.placements = await self.registry.placements()
         sites = compose(settings, self.added)
-        everything = (*sites.values(), *settings.databases.values())
+        everything: list[Site | Database] = [*sites.values(), *settings.databases.values()]
         for problem in misplaced(everything, self.placements).values():
             # One site that nobody can reach is no reason to serve none.
             log.error("{problem}; its requests are held", problem=problem)
@@ -270,9 +270,10 @@ class Node:
 
     def _check(self, sites: Mapping[str, Site], databases: Mapping[str, Database]) -> None:
         """Whether there may be these sites and databases instead of the present ones."""
-        present = (*self.sites.values(), *self.databases.values())
+        present: list[Site | Database] = [*self.sites.values(), *self.databases.values()]
+        wanted: list[Site | Database] = [*sites.values(), *databases.values()]
         unserved = misplaced(present, self.placements)
-        wrong = misplaced((*sites.values(), *databases.values()), self.placements)
+        wrong = misplaced(wanted, self.placements)
         problems = [problem for name, problem in wrong.items() if name not in unserved]
         problems += [
             f"sites.{name}: it is being migrated to {migration.target}; reload when that is done"
