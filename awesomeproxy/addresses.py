@@ -24,6 +24,7 @@ _HOST_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _MAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
 _VISIBLE = re.compile(r"[!-~]*")
+_LONGEST_LABEL = 63  # bytes; PostgreSQL's NAMEDATALEN, less a final zero
 _LONGEST_SOCKET_PATH = 107  # bytes; unix(7): sun_path has 108, with a final zero
 
 _A_SERVER = (
@@ -31,6 +32,7 @@ _A_SERVER = (
     '"h2c://HOST:PORT" (HTTP/2) or "unix:/absolute/path"'
 )
 _A_COMMAND = 'a command and its arguments, as in ["systemctl", "start", "blog"]'
+_A_DATABASE = 'write "tcp://HOST:PORT" or "unix:/absolute/path"'
 _PORTS: dict[str, int] = {"http": 80, "https": 443, "h2": 443, "h2c": 80}
 
 
@@ -145,11 +147,7 @@ def server(value: object) -> Server:
     """One server of a backend: ``"http://HOST:PORT"``, ``"unix:/absolute/path"`` and so on."""
     url = text_of(value, "a server")
     if url.startswith("unix:"):
-        try:
-            path = socket_path(url.removeprefix("unix:"))
-        except ValueError as fault:
-            raise ValueError(f"{show(url)} has a bad path: {fault}") from None
-        return Server(url=url, scheme="unix", path=path)
+        return _unix(url)
     scheme, mark, rest = url.partition("://")
     scheme = scheme.lower()
     if not mark:
@@ -172,6 +170,33 @@ def server(value: object) -> Server:
     authority = f"[{host}]" if ":" in host else host
     known = cast(Literal["http", "https", "h2", "h2c"], scheme)
     return Server(url=f"{scheme}://{authority}:{port}", scheme=known, host=host, port=port)
+
+
+def _unix(url: str) -> Server:
+    try:
+        path = socket_path(url.removeprefix("unix:"))
+    except ValueError as fault:
+        raise ValueError(f"{show(url)} has a bad path: {fault}") from None
+    return Server(url=url, scheme="unix", path=path)
+
+
+def database_server(value: object) -> Server:
+    """Where a database answers: ``"tcp://HOST:PORT"``, or ``"unix:/absolute/path"``."""
+    url = text_of(value, "a server")
+    if url.startswith("unix:"):
+        return _unix(url)
+    if not url.startswith("tcp://"):
+        raise ValueError(f"{show(url)} is not the server of a database; {_A_DATABASE}")
+    try:
+        host, port = _host_and_port(url.removeprefix("tcp://"))
+        if port is None:
+            raise ValueError("there is no port")
+    except ValueError as fault:
+        raise ValueError(
+            f"{show(url)} is not the server of a database: {fault}; {_A_DATABASE}"
+        ) from None
+    authority = f"[{host}]" if ":" in host else host
+    return Server(url=f"tcp://{authority}:{port}", scheme="tcp", host=host, port=port)
 
 
 def is_address(host: str) -> bool:
@@ -308,6 +333,17 @@ def ssh_destination(value: object) -> str:
     text = visible(value)
     if text.startswith("-"):
         raise ValueError(f'{show(text)} is an option; write a host, as in "root@192.0.2.2"')
+    return text
+
+
+def label(value: object) -> str:
+    """What something is called in a database: printable, not empty, short enough for it."""
+    text = text_of(value, "a name")
+    if not text or not text.isprintable() or len(text.encode()) > _LONGEST_LABEL:
+        raise ValueError(
+            f"{show(text)} cannot be a name in a database; "
+            f"write 1 to {_LONGEST_LABEL} bytes of printable characters"
+        )
     return text
 
 

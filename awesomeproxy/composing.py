@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from awesomeproxy import config, consistency
-from awesomeproxy.model import Backend, Placement, Settings, Site
+from awesomeproxy.model import DATABASE, Backend, Database, Placement, Settings, Site
 
 SOURCE = "added by command"  # what errors call the tables that are not in the file
 
@@ -22,7 +22,7 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
     :param added: the tables of what was added by command: whole sites, which have
         ``hosts``, and such as have nothing but ``backends``, for a site of the file.
     :raise ConfigError: a table is wrong, two sites claim the same, one wants certificates
-        that nobody issues, or is nowhere.
+        that nobody issues, uses a database that is not there, or is nowhere.
     """
     sites = dict(settings.sites)
     for name, table in added.items():
@@ -38,6 +38,10 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
             problems += consistency.overlaps(sites[name], sites.values())
             if text := consistency.unissued(sites[name], settings):
                 problems.append(f"sites.{name}.tls.acme: {text}")
+            problems += [
+                f"sites.{name}.uses[{index}]: {text}"
+                for index, text in consistency.unknown_databases(sites[name], settings)
+            ]
         if name in sites:
             problems += [
                 f"sites.{name}.{'.'.join(keys)}: {text}"
@@ -55,11 +59,20 @@ def _backends(table: Mapping[str, Any]) -> dict[str, Backend]:
     }
 
 
-def misplaced(sites: Iterable[Site], placements: Mapping[str, Placement]) -> dict[str, str]:
-    """The sites that are placed on a backend they do not have, and what to do about it."""
-    return {
-        site.name: f"sites.{site.name}.backends: {placements[site.name].backend!r} is missing, and"
-        " the site is placed there; add it, or migrate the site to another backend first"
-        for site in sites
-        if site.name in placements and placements[site.name].backend not in site.backends
-    }
+def misplaced(
+    defined: Iterable[Site | Database], placements: Mapping[str, Placement]
+) -> dict[str, str]:
+    """What is placed on a backend it does not have, and what to do about it.
+
+    The keys are as the placements are called.
+    """
+    problems = {}
+    for each in defined:
+        kind = "database" if isinstance(each, Database) else "site"
+        name = DATABASE + each.name if kind == "database" else each.name
+        if name in placements and placements[name].backend not in each.backends:
+            problems[name] = (
+                f"{kind}s.{each.name}.backends: {placements[name].backend!r} is missing, and the"
+                f" {kind} is placed there; add it, or migrate the {kind} to another backend first"
+            )
+    return problems

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from awesomeproxy import addresses, consistency, model
+from awesomeproxy.databases import DATABASE, SERVICE
 from awesomeproxy.endpoints import endpoint
 from awesomeproxy.model import Backend, Filesystem, Settings, Site
 from awesomeproxy.movers.kind import Kind
@@ -142,11 +143,6 @@ _HEALTH = Shape(
     },
 )
 
-_SERVICE = Shape(
-    model.Service,
-    {"start": addresses.command, "stop": addresses.command, "time": duration()},
-)
-
 _BACKEND = Shape(
     Backend,
     {
@@ -171,7 +167,7 @@ _BACKEND = Shape(
         ),
         "send_proxy": choice("", "v1", "v2"),
         "node": addresses.optional_name,
-        "service": _SERVICE,
+        "service": SERVICE,
     },
     needed={"servers": ()},
     check=consistency.check_backend,
@@ -221,6 +217,7 @@ _SITE = Shape(
             check=consistency.check_site_tls,
         ),
         "filesystem": addresses.optional_name,
+        "uses": Several(addresses.name, 'a list, as in ["shop"]', empty=True),
         "max_body": size(zero=True),
         "max_in_flight": count(),
         "reuse_unsafe": duration(zero=True),
@@ -332,6 +329,7 @@ _FILE = Shape(
         "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),
         "nodes": Named(_REACH, empty=True),
         "filesystems": Named(ByMover("filesystem", _filesystem_shape), empty=True),
+        "databases": Named(DATABASE, empty=True),
         "sites": Named(_SITE, empty=True),
     },
     needed={"listen": ()},

@@ -15,6 +15,7 @@ from awesomeproxy.model import (
     Acme,
     Backend,
     Bypass,
+    Database,
     Filesystem,
     Listen,
     ServerTls,
@@ -51,6 +52,17 @@ def unissued(site: Site, settings: Settings) -> str:
     return ""
 
 
+def unknown_databases(site: Site, settings: Settings) -> Iterator[tuple[int, str]]:
+    """Which databases ``site`` uses that are not there: where in its list, and a text."""
+    known = " or ".join(map(show, settings.databases)) or "none"
+    for index, name in enumerate(site.uses):
+        if name not in settings.databases:
+            yield (
+                index,
+                f"{show(name)} is not a database; write {known}, or add [databases.{name}]",
+            )
+
+
 def check_file(settings: Settings, spot: Spot) -> None:
     """The name the node gets by default, and what tables of the file say of each other."""
     try:
@@ -66,8 +78,24 @@ def check_file(settings: Settings, spot: Spot) -> None:
             earlier.append(site)
         if not spot.at("acme").marred and (text := unissued(site, settings)):
             place.at("tls").at("acme").wrong(text)
+        if not spot.at("databases").marred:
+            for index, text in unknown_databases(site, settings):
+                place.at("uses").item(index).wrong(text)
+    _check_endpoints(settings, spot)
     _check_certificates(settings, spot)
     _check_nodes(settings, spot)
+
+
+def _check_endpoints(settings: Settings, spot: Spot) -> None:
+    """No two listen at the same place, as far as that can be seen from what is written."""
+    taken = {listen.endpoint: "a [[listen]]" for listen in settings.listen}
+    for name, database in settings.databases.items():
+        owner = taken.setdefault(database.endpoint, f"the database {show(name)}")
+        place = spot.at("databases").at(name).at("endpoint")
+        if owner != f"the database {show(name)}" and not place.marred:
+            place.wrong(
+                f"{show(database.endpoint)} is that of {owner}; give one of them another port"
+            )
 
 
 def _check_certificates(settings: Settings, spot: Spot) -> None:
@@ -94,12 +122,13 @@ def _check_nodes(settings: Settings, spot: Spot) -> None:
                 spot.at("filesystems").at(name).at("on").at(node).wrong(text)
     if spot.at("filesystems").marred:
         return
-    for name, site in settings.sites.items():
-        for keys, text in homeless(site, settings):
-            place = spot.at("sites").at(name)
-            for key in keys:
-                place = place.at(key)
-            place.wrong(text)
+    for table, found in (("sites", settings.sites), ("databases", settings.databases)):
+        for name, each in found.items():
+            for keys, text in homeless(each, settings):
+                place = spot.at(table).at(name)
+                for key in keys:
+                    place = place.at(key)
+                place.wrong(text)
 
 
 def _unknown(node: str, settings: Settings) -> str:
@@ -112,8 +141,8 @@ def _unknown(node: str, settings: Settings) -> str:
     )
 
 
-def homeless(site: Site, settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong with where a site stands and lives: each key, and a text."""
+def homeless(site: Site | Database, settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with where a site or a database stands and lives: each key, and a text."""
     for backend in site.backends.values():
         if text := _unknown(backend.node, settings):
             yield ("backends", backend.name, "node"), text

@@ -23,6 +23,10 @@ Network = IPv4Network | IPv6Network
 Generation = int
 
 
+DATABASE = "database:"  # before a database's name, where sites have theirs as it is
+FILESYSTEM = "filesystem:"  # the same before a filesystem's
+
+
 class Mode(enum.StrEnum):
     """What a site's gate should be."""
 
@@ -43,11 +47,12 @@ class Outcome(enum.Enum):
 class Server:
     """One address of a backend: ``http://host:port``, ``unix:/path``, and so on.
 
-    ``https`` and ``h2`` are over TLS; ``h2`` and ``h2c`` are spoken to in HTTP/2.
+    ``https`` and ``h2`` are over TLS; ``h2`` and ``h2c`` are spoken to in HTTP/2.  ``tcp`` is
+    that of a database.
     """
 
     url: str
-    scheme: Literal["http", "https", "h2", "h2c", "unix"]
+    scheme: Literal["http", "https", "h2", "h2c", "unix", "tcp"]
     host: str = ""
     port: int = 0
     path: str = ""
@@ -210,9 +215,76 @@ class Site:
     access: Access = Access()
     tls: SiteTls = SiteTls()
     filesystem: str = ""  # what it lives in: it is served only where that is mounted
+    uses: tuple[str, ...] = ()  # databases: it is held while one of them moves
     max_body: int = 0  # bytes of a request body; 0: no limit
     max_in_flight: int = 1024  # more wait at the gate
     reuse_unsafe: float = 0.0  # idle age up to which a pooled connection may carry a POST
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseBackend:
+    """A named place that can serve a database."""
+
+    name: str
+    server: Server
+    node: str = ""  # where it stands
+    service: Service = Service()
+    place: Any = None  # what the mover has to know of the database there
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseTimeouts:
+    """The same words as for sites."""
+
+    connect: float = 3.0  # to open a connection to the server
+    idle: float = 0.0  # without a byte either way; 0: for ever
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseDrain:
+    """How long connections may stay when a database is held."""
+
+    time: float = 20.0  # sessions in a transaction; then the pause fails
+    grace: float = 0.5  # sessions between two transactions; then they are closed
+    tunnels: float = 5.0  # connections of which nothing is known; then they are closed
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseRetry:
+    """What is done when the server cannot be reached."""
+
+    budget: float = 15.0  # how long a connection waits for a server that refuses it
+
+
+@dataclass(frozen=True, slots=True)
+class PgBouncer:
+    """A PgBouncer in front of a database, and how its admin console is reached."""
+
+    address: Server
+    database: str  # the database's name there
+    user: str = "pgbouncer"
+    password_file: str = ""  # in the form of ~/.pgpass; empty: libpq's own
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A TCP service that sites use: a listener, and the backends that could serve it."""
+
+    name: str
+    endpoint: str  # a Twisted server endpoint string, for its clients
+    backend: str  # where it starts; the registry remembers where it is now
+    backends: Mapping[str, DatabaseBackend]
+    protocol: Literal["tcp", "postgres", "mysql"] = "tcp"
+    hold: HoldLimits = HoldLimits()
+    timeouts: DatabaseTimeouts = DatabaseTimeouts()
+    retry: DatabaseRetry = DatabaseRetry()
+    drain: DatabaseDrain = DatabaseDrain()
+    max_connections: int = 1000  # more wait at the gate
+    via: Literal["", "pgbouncer"] = ""  # what its clients connect through
+    pgbouncer: PgBouncer | None = None
+    filesystem: str = ""  # what it lives in, if its files are moved
+    mover: str = ""  # what moves it; empty: nothing, it is only placed
+    options: Any = None  # of the mover
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +335,14 @@ class Desired:
     site: Site
     placement: Placement
     absent: str = ""  # why it cannot be served where it is placed, and has to be held
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredDatabase:
+    """All a worker needs to know of one database."""
+
+    database: Database
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +517,7 @@ class Settings:
     sites: Mapping[str, Site]
     nodes: Mapping[str, Reach] = field(default_factory=dict)
     filesystems: Mapping[str, Filesystem] = field(default_factory=dict)
+    databases: Mapping[str, Database] = field(default_factory=dict)
     drain_time: float = 30.0  # at SIGTERM, for requests in flight
     max_connections: int = 16_000  # of clients, all listeners together
     max_held: int = 50_000  # requests held, all sites together

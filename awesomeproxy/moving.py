@@ -78,7 +78,7 @@ class Moves:
         """All that a plan is made from; ``sites``: these instead of those that are served."""
         host = self._host
         served = host.sites if sites is None else sites
-        return World(served, {}, host.settings.filesystems, host.placements)
+        return World(served, host.settings.databases, host.settings.filesystems, host.placements)
 
     def begin(
         self,

@@ -27,9 +27,20 @@ from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.certifying import Certifying
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.happenings import Happenings
-from awesomeproxy.migrate.plan import FILESYSTEM, Plan
+from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.recovery import recover
-from awesomeproxy.model import Desired, Observed, Outcome, Placement, Settings, Site
+from awesomeproxy.model import (
+    DATABASE,
+    FILESYSTEM,
+    Database,
+    Desired,
+    DesiredDatabase,
+    Observed,
+    Outcome,
+    Placement,
+    Settings,
+    Site,
+)
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
@@ -70,6 +81,7 @@ class Node:
         self.path = path
         self.settings = settings
         self.sites: dict[str, Site] = {}
+        self.databases: dict[str, Database] = {}
         self.added: dict[str, dict[str, Any]] = {}  # tables of what was added by command
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
@@ -118,7 +130,8 @@ class Node:
                 state=state,
             )
         self.placements = await self.registry.placements()
-        for problem in misplaced(sites.values(), self.placements).values():
+        everything: list[Site | Database] = [*sites.values(), *settings.databases.values()]
+        for problem in misplaced(everything, self.placements).values():
             # One site that nobody can reach is no reason to serve none.
             log.error("{problem}; its requests are held", problem=problem)
         acme = Path(settings.state_dir) / "acme"
@@ -144,14 +157,17 @@ class Node:
             on_issued=lambda site: self.certifying.hurry(),
         )
         await self.place(sites.values())
+        await self.place(settings.databases.values())
         await self._place_filesystems(settings)
         await self.residence.start(settings.filesystems)
         for site in sites.values():
             self.define(site)
+        for database in settings.databases.values():
+            self.define_database(database)
         self.moves.take_up(left)
         self.residence.settle()
         self._control = await listen_control(settings.control)
-        await self.plane.listen(settings.listen)
+        await self.plane.listen(settings.listen, settings.databases.values())
         self.keeper.start()
         log.info(
             "{name} serves {count} sites on {addresses}",
@@ -204,15 +220,16 @@ class Node:
         finally:
             self._definitions.release()
 
-    async def place(self, sites: Iterable[Site]) -> None:
-        """Place those of ``sites`` that are new where their definitions say.
+    async def place(self, defined: Iterable[Site | Database]) -> None:
+        """Place those of ``defined`` that are new where their definitions say.
 
         :raise RegistryError: it cannot be recorded.
         """
-        for site in sites:
-            if site.name not in self.placements:
-                first = Placement(site.name, site.backend)
-                self.placements[site.name] = await self.registry.place(first, 0)
+        for each in defined:
+            name = each.name if isinstance(each, Site) else DATABASE + each.name
+            if name not in self.placements:
+                first = Placement(name, each.backend)
+                self.placements[name] = await self.registry.place(first, 0)
 
     async def _place_filesystems(self, settings: Settings) -> None:
         for filesystem in settings.filesystems.values():
@@ -226,6 +243,18 @@ class Node:
         self.sites[site.name] = site
         self.keeper.define(site)
         self.adopt(self.placements[site.name])
+
+    def define_database(self, database: Database) -> None:
+        """The same for a database."""
+        self.databases[database.name] = database
+        self.adopt(self.placements[DATABASE + database.name])
+
+    def undefine_database(self, name: str) -> None:
+        """A database is served no more; where it is placed stays known."""
+        del self.databases[name]
+        self.plane.remove_database(name)
+        self.pauses.forget_expiry(DATABASE + name)
+        self.tell_changed(DATABASE + name)
 
     def undefine(self, name: str) -> None:
         """A site is served no more; where it is placed stays known."""
@@ -248,20 +277,23 @@ class Node:
         async with self.changing():
             settings = config.load(self.path)
             sites = compose(settings, self.added)
-            self._check(sites)
+            self._check(sites, settings.databases)
             # What may fail comes first; all the rest happens in one turn.
             await self.place(sites.values())
             await self._place_filesystems(settings)
+            await self.place(settings.databases.values())
             async with self.certifying.reading(settings.tls) as take:
                 self.plane.access_log.reopen()
-                await self.plane.listen(settings.listen)
+                await self.plane.listen(settings.listen, settings.databases.values())
                 take()
                 return self._take_over(settings, sites)
 
-    def _check(self, sites: Mapping[str, Site]) -> None:
-        """Whether there may be these sites instead of the present ones."""
-        unserved = misplaced(self.sites.values(), self.placements)
-        wrong = misplaced(sites.values(), self.placements)
+    def _check(self, sites: Mapping[str, Site], databases: Mapping[str, Database]) -> None:
+        """Whether there may be these sites and databases instead of the present ones."""
+        present: list[Site | Database] = [*self.sites.values(), *self.databases.values()]
+        wanted: list[Site | Database] = [*sites.values(), *databases.values()]
+        unserved = misplaced(present, self.placements)
+        wrong = misplaced(wanted, self.placements)
         problems = [problem for name, problem in wrong.items() if name not in unserved]
         problems += [
             f"sites.{name}: it is being migrated to {migration.target}; reload when that is done"
@@ -286,6 +318,11 @@ class Node:
             else:
                 continue
             self.define(site)
+        for name in [name for name in self.databases if name not in settings.databases]:
+            self.undefine_database(name)
+        for name, database in settings.databases.items():
+            if database != self.databases.get(name):
+                self.define_database(database)
         kept = {key: getattr(self.settings, key) for key in FIXED}
         result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
         result["warnings"] = list(self.certifying.certificates.problems)
@@ -315,10 +352,16 @@ class Node:
         self.placements[name] = placement
         if name.startswith(FILESYSTEM):
             self.residence.placed(name.removeprefix(FILESYSTEM))
-        elif name not in self.sites:
-            return
-        else:
+        elif name.startswith(DATABASE):
+            database = self.databases.get(name.removeprefix(DATABASE))
+            if database is None:
+                return
+            self.plane.apply_database(DesiredDatabase(database, placement))
+            self._watch_expiry(placement)
+        elif name in self.sites:
             self._apply(self.sites[name], placement)
+        else:
+            return
         event = {"backend": placement.backend, "mode": placement.mode.value}
         if known is None or event != {"backend": known.backend, "mode": known.mode.value}:
             self.emit(

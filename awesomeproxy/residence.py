@@ -25,8 +25,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, DeferredLock, succeed
 from twisted.logger import Logger
 
-from awesomeproxy.migrate.plan import FILESYSTEM
-from awesomeproxy.model import Filesystem, Mode, Outcome, Placement, Site
+from awesomeproxy.model import FILESYSTEM, Filesystem, Mode, Outcome, Placement, Site
 from awesomeproxy.mountinfo import Mounting, MountState, states
 from awesomeproxy.mounts import Mounts
 from awesomeproxy.movers.shell import Shell, ShellError

@@ -66,7 +66,8 @@ class SshStage:
         # A socket's path must be short, which that of a test's directory is not.
         self.control = tempfile.mkdtemp(prefix="ssh-")
         for name in ("host_key", "client_key"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name]
+            key = str(self.directory / name)
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key]
             subprocess.run(command, check=True)
         host_key = (self.directory / "host_key.pub").read_text()
         (self.directory / "known_hosts").write_text(f"{NAME} {host_key}")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from awesomeproxy.migrate.carriage import Carriage, Stand
-from awesomeproxy.migrate.plan import DATABASE, FILESYSTEM, Member, Plan
+from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.planning import Unmovable, World
-from awesomeproxy.model import Service
+from awesomeproxy.model import DATABASE, FILESYSTEM, Service
 from awesomeproxy.movers import finding
 from awesomeproxy.movers.interface import Job, Place
 from awesomeproxy.movers.shell import Shell

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DATABASE = "database:"
-FILESYSTEM = "filesystem:"
+from awesomeproxy.model import DATABASE, FILESYSTEM
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from awesomeproxy.migrate.plan import DATABASE, FILESYSTEM, Member, Plan
-from awesomeproxy.model import Filesystem, Placement, Site
+from awesomeproxy.migrate.plan import Member, Plan
+from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Filesystem, Placement, Site
 from awesomeproxy.registry.interface import Entry
 
 
@@ -20,7 +20,7 @@ class World:
     """All definitions, and where everything is."""
 
     sites: Mapping[str, Site]
-    databases: Mapping[str, Any]
+    databases: Mapping[str, Database]
     filesystems: Mapping[str, Filesystem]
     placements: Mapping[str, Placement]
 
@@ -50,7 +50,7 @@ class _Making:
         self.members[name] = Member(name, source, target)
         if name.startswith(DATABASE):
             for site in self.world.sites.values():
-                if name.removeprefix(DATABASE) in getattr(site, "uses", ()):
+                if name.removeprefix(DATABASE) in site.uses:
                     self.hold(site.name)
         if source not in definition.backends:
             raise Unmovable(
@@ -78,7 +78,11 @@ class _Making:
                 f"see to it there, or say: awesomeproxy mounted {name} --node {here}"
             )
         self.members[placed] = Member(placed, here, there)
-        for each in (*self.world.sites.values(), *self.world.databases.values()):
+        lodgers: list[Site | Database] = [
+            *self.world.sites.values(),
+            *self.world.databases.values(),
+        ]
+        for each in lodgers:
             if each.filesystem == name:
                 lodger = each.name if isinstance(each, Site) else DATABASE + each.name
                 self.follow(lodger, here, there)

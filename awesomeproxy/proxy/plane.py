@@ -16,11 +16,20 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorTime
+from twisted.internet.protocol import Factory, Protocol
 
 from awesomeproxy.gate import HeldTotal
 from awesomeproxy.happenings import Once
-from awesomeproxy.model import Desired, Listen, Observed, Outcome
+from awesomeproxy.model import (
+    DATABASE,
+    Database,
+    Desired,
+    DesiredDatabase,
+    Listen,
+    Observed,
+    Outcome,
+)
 from awesomeproxy.proxy.accesslog import AccessLog
 from awesomeproxy.proxy.arrival import Arrival
 from awesomeproxy.proxy.clock import SteadyClock
@@ -28,6 +37,7 @@ from awesomeproxy.proxy.doorstep import ClientFactory, Visits
 from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin, RequestIds
 from awesomeproxy.proxy.interfaces import IServerLink, IVisitor
+from awesomeproxy.proxy.livedatabase import DatabaseFactory, LiveDatabase
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.router import Router
 from awesomeproxy.proxy.site import LiveSite
@@ -82,6 +92,8 @@ class Plane:
         self.router: Router[LiveSite] = Router()
         self.sites: dict[str, LiveSite] = {}
         self._removed: dict[str, LiveSite] = {}  # while something of them is in flight
+        self.databases: dict[str, LiveDatabase] = {}
+        self._removed_databases: dict[str, LiveDatabase] = {}  # while they have connections
         self.clients: set[IVisitor] = set()
         self.contexts = ClientContexts()  # for servers
         self.visits = Visits()
@@ -93,7 +105,7 @@ class Plane:
         self.stopping = False
         self._on_change = on_change
         self._ports: dict[str, IListeningPort] = {}
-        self._factories: dict[str, ClientFactory] = {}
+        self._doors: dict[str, _Door] = {}
         self._empty: Once | None = None
 
     # Desired and observed
@@ -122,18 +134,48 @@ class Plane:
             if not live.drained:
                 self._removed[name] = live
 
+    def apply_database(self, desired: DesiredDatabase) -> None:
+        """Converge to what one database should be; once it stops, the next worker will."""
+        if self.stopping:
+            return
+        name = desired.database.name
+        live = self.databases.get(name)
+        if live is None:
+            former = self._removed_databases.pop(name, None)
+            self.databases[name] = LiveDatabase(self, desired, former)
+        else:
+            live.apply(desired)
+
+    def remove_database(self, name: str) -> None:
+        """A database is no more."""
+        live = self.databases.pop(name, None)
+        if live is not None:
+            live.close()
+            if not live.drained:
+                self._removed_databases[name] = live
+
+    def _live(self, name: str) -> LiveSite | LiveDatabase | None:
+        """What is placed under ``name``, if anything is."""
+        if name.startswith(DATABASE):
+            return self.databases.get(name.removeprefix(DATABASE))
+        return self.sites.get(name)
+
     def observed(self, name: str) -> Observed | None:
-        """What there is to report of one site."""
-        live = self.sites.get(name)
+        """What there is to report of one site or database, called as its placement is."""
+        live = self._live(name)
         return live.observed() if live is not None else None
 
     def cut(self, name: str) -> int:
-        """Break off whatever is in flight for a site; return how much that was."""
-        live = self.sites.get(name)
+        """Break off whatever is in flight for it; return how much that was."""
+        live = self._live(name)
         return live.cut() if live is not None else 0
 
     def changed(self, name: str) -> None:
-        """Something about a site has changed that others may wait for."""
+        """Something about a site or a database has changed that others may wait for."""
+        if name.startswith(DATABASE):
+            self._forget_former(name.removeprefix(DATABASE))
+            self._on_change(name)
+            return
         live = self.sites.get(name)
         if live is not None and live.former is not None and live.former.drained:
             live.former = None
@@ -141,34 +183,46 @@ class Plane:
             del self._removed[name]
         self._on_change(name)
 
+    def _forget_former(self, name: str) -> None:
+        live = self.databases.get(name)
+        if live is not None and live.former is not None and live.former.drained:
+            live.former = None
+        elif name in self._removed_databases and self._removed_databases[name].drained:
+            del self._removed_databases[name]
+
     def _route(self) -> None:
         self.router = Router(self.sites.values())
 
     # Listening
 
-    async def listen(self, listens: Iterable[Listen]) -> None:
-        """Listen where ``listens`` says, and nowhere else; what stays is not disturbed.
+    async def listen(self, listens: Iterable[Listen], databases: Iterable[Database] = ()) -> None:
+        """Listen where these say, and nowhere else; what stays is not disturbed.
 
         :raise OSError, CannotListenError: an address cannot be had; nothing has changed.
         """
         wanted = {listen.endpoint: listen for listen in listens}
-        fresh: dict[str, tuple[IListeningPort, ClientFactory]] = {}
+        factories: dict[str, Factory] = {
+            text: ClientFactory(self, listen) for text, listen in wanted.items()
+        }
+        for database in databases:
+            factories[database.endpoint] = DatabaseFactory(self, database.name)
+        fresh: dict[str, tuple[IListeningPort, _Door]] = {}
         try:
-            for text, listen in wanted.items():
+            for text, factory in factories.items():
                 if text not in self._ports:
-                    factory = ClientFactory(self, listen)
+                    door = _Door(factory)
                     endpoint = serverFromString(self.eager, text)  # type: ignore[no-untyped-call]
-                    fresh[text] = (await endpoint.listen(factory), factory)
+                    fresh[text] = (await endpoint.listen(door), door)
         except BaseException:
             for port, _ in fresh.values():
                 await _stopped(port)
             raise
-        for text, (port, factory) in fresh.items():
-            self._ports[text], self._factories[text] = port, factory
-        for text, listen in wanted.items():
-            self._factories[text].listen = listen
-        for text in set(self._ports) - set(wanted):
-            del self._factories[text]
+        for text, (port, door) in fresh.items():
+            self._ports[text], self._doors[text] = port, door
+        for text, factory in factories.items():
+            self._doors[text].behind = factory
+        for text in set(self._ports) - set(factories):
+            del self._doors[text]
             await _stopped(self._ports.pop(text))
         if wanted:  # or it is about to stop
             encrypted = [self._ports[text].getHost() for text, each in wanted.items() if each.tls]
@@ -190,6 +244,8 @@ class Plane:
         for site in self.sites.values():
             site.stop_holding()
             site.part_tunnels(deadline)
+        for database in self.databases.values():
+            database.close()
         for client in list(self.clients):
             client.idle_close()
         self._empty = Once()
@@ -206,6 +262,8 @@ class Plane:
         for live in (*self.sites.values(), *self._removed.values()):
             live.close()
             live.cut()
+        for database in (*self.databases.values(), *self._removed_databases.values()):
+            database.cut()
         if not self.clients:
             gone.fire()
         await gone.wait()
@@ -277,6 +335,18 @@ class Plane:
             self.access_log.add(
                 b'%b - - - "%b" %d %d 0.000 0.000 %b' % (address, line, status, size, identity)
             )
+
+
+class _Door(Factory):
+    """Stays as long as its port does; what is behind it may change."""
+
+    noisy = False
+
+    def __init__(self, behind: Factory) -> None:
+        self.behind = behind
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        return self.behind.buildProtocol(addr)  # type: ignore[return-value]
 
 
 async def _stopped(port: IListeningPort) -> None:

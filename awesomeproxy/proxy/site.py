@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hmac
-import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from twisted.internet.interfaces import IDelayedCall
-
 from awesomeproxy.gate import Gate
 from awesomeproxy.model import Backend, Counters, Desired, Mode, Observed, Placement, Site
+from awesomeproxy.proxy.expiry import OVERDUE, Expiry
 from awesomeproxy.proxy.health import Checks, Probe
 from awesomeproxy.proxy.interfaces import IClient, IServerLink
 from awesomeproxy.proxy.servers import LiveBackend
@@ -51,7 +49,7 @@ class LiveSite:
         self._checks: dict[str, list[Checks]] = {}
         self._probe: Probe | None = None
         self._stagger = Stagger(self, plane.clock)
-        self._expiry: IDelayedCall | None = None
+        self._expiry = Expiry(plane.reactor, self._refuse)
         self._was_drained = False
         self._define(desired.site)
         self._place(desired.placement, desired.absent)
@@ -84,9 +82,7 @@ class LiveSite:
         self._was_drained = False
         self.gate.close()
         self._stop_probe()
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
+        self._expiry.stop()
         self._stagger.start(self.site.drain.tunnels)
         for name in list(self.backends):
             self._drop(name)
@@ -137,7 +133,7 @@ class LiveSite:
                 before.close_idle()
         if not holds:
             self._open()
-        self._watch_expiry()
+        self._expiry.watch(placement)
         self.plane.changed(self.site.name)
 
     def _hold(self) -> None:
@@ -164,27 +160,10 @@ class LiveSite:
                 if exchange is not None and not carrier.ready and not exchange.sends:
                     exchange.call_off(carrier)
 
-    def _watch_expiry(self) -> None:
-        """A hold that outlives its deadline refuses from then on; even with no daemon there."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        placement = self.placement
-        expires = placement.expires
-        if placement.mode is Mode.HOLDING and expires is not None and placement.then == "refuse":
-            left = expires - time.time()
-            if left > 0:
-                self._expiry = self.plane.reactor.callLater(left, self._expired)
-            else:
-                self._refuse()
-
-    def _expired(self) -> None:
-        self._expiry = None
-        self._refuse()
-        self.plane.changed(self.site.name)
-
     def _refuse(self) -> None:
-        self.gate.refuse("the pause has outlived its deadline; resume or pause the site again")
+        """The hold has outlived its deadline."""
+        self.gate.refuse(OVERDUE)
+        self.plane.changed(self.site.name)
 
     def _open(self) -> None:
         self._stagger.stop()
