@@ -343,6 +343,7 @@ class DesiredDatabase:
 
     database: Database
     placement: Placement
+    admits: frozenset[str] = frozenset()  # addresses whose connections pass even if it is held
 
 
 @dataclass(frozen=True, slots=True)

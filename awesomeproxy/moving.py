@@ -7,11 +7,13 @@ which migration that is.
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -20,8 +22,9 @@ from awesomeproxy.migrate.host import Host as MigrationHost
 from awesomeproxy.migrate.loading import Loading
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable, World, read
-from awesomeproxy.model import Ledger, Placement, Reach, Settings, Site
+from awesomeproxy.model import DATABASE, Ledger, Placement, Reach, Settings, Site
 from awesomeproxy.movers.interface import Estimate
+from awesomeproxy.movers.pgbouncer import PgBouncer
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.registry.interface import Entry
 
@@ -139,7 +142,13 @@ class Moves:
         :param sites: those that are going to be served.
         """
         try:
-            return self._loader(self.world(sites), read(entry)) is not None
+            plan = read(entry)
+            pooled = any(
+                self._pooler(member.name.removeprefix(DATABASE))
+                for member in plan.members
+                if member.is_database
+            )
+            return pooled or self._loader(self.world(sites), plan) is not None
         except Unmovable:  # then nobody knows what has to be undone
             return True
 
@@ -202,6 +211,42 @@ class Moves:
         else:
             log.failure("{site}: recovery has failed", failure, site=entry.site)
 
+    # Databases
+
+    async def quieten(self, name: str) -> None:
+        """Have the PgBouncer in front of a database, if there is one, pause it.
+
+        :raise MoverError: it cannot, and its clients go on.
+        """
+        if (pooler := self._pooler(name)) is not None:
+            await pooler.pause(self._host.settings.databases[name].drain.time)
+
+    async def wake(self, name: str) -> None:
+        """Have it go on.
+
+        :raise MoverError: it cannot be told.
+        """
+        if (pooler := self._pooler(name)) is not None:
+            await pooler.resume()
+
+    def _pooler(self, name: str) -> PgBouncer | None:
+        database = self._host.settings.databases.get(name)
+        if database is None or database.pgbouncer is None:
+            return None
+        return PgBouncer(self.shell(self._host.settings.name), database.pgbouncer)
+
+    async def admitted(self, plan: Plan) -> frozenset[str]:
+        """The addresses from which the servers of a plan's sites connect."""
+        names = {
+            server.host or "127.0.0.1"
+            for member in plan.members
+            if member.is_site
+            for server in self._host.sites[member.name].backends[member.target].servers
+        }
+        return frozenset(
+            [address for name in names for address in await deferToThread(_addresses, name)]
+        )
+
     # Nodes
 
     def shell(self, node: str) -> Shell:
@@ -222,3 +267,11 @@ class Moves:
             await shell.close()
         if self._sockets:
             shutil.rmtree(self._sockets, ignore_errors=True)
+
+
+def _addresses(name: str) -> list[str]:
+    """The addresses of a host; none if it has no such name."""
+    try:
+        return [str(info[4][0]) for info in socket.getaddrinfo(name, None)]
+    except OSError:
+        return []

@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDe
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
-from awesomeproxy import config
+from awesomeproxy import company, config
 from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.certifying import Certifying
 from awesomeproxy.composing import compose, misplaced
@@ -44,7 +44,7 @@ from awesomeproxy.model import (
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
-from awesomeproxy.proxy.health import Unwell, check
+from awesomeproxy.proxy.health import Unwell, check, connect
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
@@ -92,6 +92,7 @@ class Node:
         self._definitions = DeferredLock()
         self.pauses = Pauses(self, settings.name)
         self.moves = Moves(self)
+        self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
         self.stopping = False
 
@@ -356,7 +357,8 @@ class Node:
             database = self.databases.get(name.removeprefix(DATABASE))
             if database is None:
                 return
-            self.plane.apply_database(DesiredDatabase(database, placement))
+            admits = self._admitted.get(name, frozenset())
+            self.plane.apply_database(DesiredDatabase(database, placement, admits))
             self._watch_expiry(placement)
         elif name in self.sites:
             self._apply(self.sites[name], placement)
@@ -400,6 +402,11 @@ class Node:
 
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers past the gate; fails unless one of them is well."""
+        if site.startswith(DATABASE):
+            database = self.databases[site.removeprefix(DATABASE)]
+            return Deferred.fromCoroutine(
+                connect(self.reactor, database.backends[backend].server, CHECK_TIMEOUT)
+            )
         return Deferred.fromCoroutine(self._ask(self.sites[site], backend))
 
     async def _ask(self, site: Site, backend: str) -> None:
@@ -430,11 +437,32 @@ class Node:
         if migration is not None:
             migration.stop(f"the site was resumed by {by!r}")
             await migration.ended.wait()
+        if name.startswith(DATABASE):
+            return await company.resume(self, name)
         return await self.pauses.resume(name, by)
 
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         """Fires when a filesystem is mounted on a node; fails if it is not in good time."""
         return self.residence.wait(filesystem.removeprefix(FILESYSTEM), node)
+
+    def quieten(self, database: str) -> Deferred[None]:
+        """Have a pooler in front of a database, if there is one, keep its clients waiting."""
+        return Deferred.fromCoroutine(self.moves.quieten(database.removeprefix(DATABASE)))
+
+    def wake(self, database: str) -> Deferred[None]:
+        """Have it let them go on."""
+        return Deferred.fromCoroutine(self.moves.wake(database.removeprefix(DATABASE)))
+
+    def admit(self, plan: Plan) -> Deferred[None]:
+        """Let the servers that sites are going to have connect to held databases."""
+        return Deferred.fromCoroutine(self._admit(plan))
+
+    async def _admit(self, plan: Plan) -> None:
+        held = [member.name for member in plan.members if member.is_database]
+        if held:
+            self._admitted |= dict.fromkeys(held, await self.moves.admitted(plan))
+            for name in held:
+                self.adopt(self.placements[name])
 
     def moving(self, name: str) -> bool:
         """Whether a migration has to do with it."""
@@ -443,6 +471,7 @@ class Node:
     def moved(self, plan: Plan) -> None:
         """A migration has ended, one way or the other."""
         for member in plan.members:
+            self._admitted.pop(member.name, None)
             if member.name in self.sites:
                 self._watch_expiry(self.placements[member.name])
         self.residence.settle()

@@ -52,7 +52,8 @@ def test_a_bad_line_is_told_with_its_file_key_and_remedy(table: str, line: str, 
         (text_with() + "\n[site.b]", 'site: is not a key here; did you mean "sites"?'),
         (
             text_with() + "\n[x]",
-            "x: is not a key here; the keys are node, tls, acme, listen, nodes, filesystems, databases, sites",
+            "x: is not a key here; the keys are node, tls, acme, listen, nodes, filesystems,"
+            " databases, sites",
         ),
         (
             'sites = "a"\n[[listen]]\nendpoint = "tcp:80"',

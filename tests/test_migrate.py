@@ -94,6 +94,15 @@ class Node:
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         return succeed(None)
 
+    def quieten(self, database: str) -> Deferred[None]:
+        return succeed(None)
+
+    def wake(self, database: str) -> Deferred[None]:
+        return succeed(None)
+
+    def admit(self, plan: Plan) -> Deferred[None]:
+        return succeed(None)
+
     def check(self, site: str, backend: str) -> Deferred[None]:
         return self.checks.pop(0) if self.checks else succeed(None)
 

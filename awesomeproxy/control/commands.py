@@ -21,14 +21,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
-from awesomeproxy import __version__, config
+from awesomeproxy import __version__, company, config
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate import planning, steps
 from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable
-from awesomeproxy.model import Placement, Site
+from awesomeproxy.model import DATABASE, Database, Placement, Site
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.node import Node, Stopping
@@ -75,6 +75,19 @@ def _site(node: Node, name: str) -> Site:
     except KeyError:
         known = ", ".join(sorted(node.sites)) or "none"
         raise BadRequest(f"there is no site {name!r}; there are: {known}") from None
+
+
+def _known(node: Node, name: str) -> Site | Database:
+    """The site, or with ``database:`` before it the database, of that name."""
+    if not name.startswith(DATABASE):
+        return _site(node, name)
+    try:
+        return node.databases[name.removeprefix(DATABASE)]
+    except KeyError:
+        known = ", ".join(sorted(node.databases)) or "none"
+        raise BadRequest(
+            f"there is no database {name.removeprefix(DATABASE)!r}; there are: {known}"
+        ) from None
 
 
 def _winner(placement: Placement | None) -> Mapping[str, Any] | None:
@@ -131,6 +144,7 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
             "certificates": _certificates(node),
         },
         "sites": [_site_status(node, name) for name in names],
+        "databases": [_database_status(node, name) for name in sorted(node.databases)],
         "filesystems": node.residence.status(),
     }
 
@@ -175,6 +189,32 @@ def _site_status(node: Node, name: str) -> dict[str, Any]:
     }
 
 
+def _database_status(node: Node, name: str) -> dict[str, Any]:
+    database = node.databases[name]
+    placed = DATABASE + name
+    placement, observed = node.placements[placed], node.observed(placed)
+    migration = node.moves.of(placed)
+    return {
+        "name": name,
+        "endpoint": database.endpoint,
+        "protocol": database.protocol,
+        "backend": placement.backend,
+        "server": database.backends[placement.backend].server.url
+        if placement.backend in database.backends
+        else "",
+        "mode": placement.mode.value,
+        "state": observed.state,
+        "generation": placement.generation,
+        "by": placement.by,
+        "connections": observed.in_flight,
+        "held": observed.held,
+        "trouble": observed.trouble,
+        "sites": company.users(node, placed),
+        "counters": asdict(observed.counters),
+        "migration": migration and {"target": migration.target, "step": migration.step},
+    }
+
+
 @changes("pause")
 async def pause(
     node: Node,
@@ -185,25 +225,40 @@ async def pause(
     deadline: float | None = None,
     then: Literal["refuse", "resume"] = "refuse",
 ) -> Mapping[str, Any]:
-    """Hold a site; answers when nothing of it is in flight."""
-    definition = _site(node, site)
+    """Hold a site, or a database with all that use it; answers when nothing is in flight."""
+    definition = _known(node, site)
     for name, seconds in (("timeout", timeout), ("deadline", deadline)):
         if seconds is not None and not 0 < seconds < 1e9:
             raise BadRequest(f"pause: {name} must be more than 0 seconds, not {seconds:g}")
     if then == "resume" and deadline is None:
         raise BadRequest("pause: then is for a pause that has an end; add a deadline (--for)")
     _not_migrating(node, site)
+    expires = None if deadline is None else time.time() + deadline
+    progress = _progress(node, call, site, "pause")
     try:
-        receipt = await node.pauses.pause(
-            site,
-            by="pause",
-            timeout=definition.drain.time if timeout is None else timeout,
-            force=force,
-            expires=None if deadline is None else time.time() + deadline,
-            then=then,
-            progress=_progress(node, call, site, "pause"),
-        )
-    except NotDrained as problem:
+        if isinstance(definition, Database):
+            for user in company.users(node, site):
+                _not_migrating(node, user)
+            receipt = await company.pause(
+                node,
+                site,
+                timeout=timeout,
+                force=force,
+                expires=expires,
+                then=then,
+                progress=progress,
+            )
+        else:
+            receipt = await node.pauses.pause(
+                site,
+                by="pause",
+                timeout=definition.drain.time if timeout is None else timeout,
+                force=force,
+                expires=expires,
+                then=then,
+                progress=progress,
+            )
+    except (NotDrained, MoverError) as problem:
         raise CommandFailed(str(problem)) from None
     except Overtaken as problem:
         winner = problem.winner
@@ -217,8 +272,9 @@ async def pause(
 @changes("resume")
 async def resume(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     """Let a site's requests go on; calls off a pause or a migration under way."""
-    _site(node, site)
-    held = node.observed(site).held
+    _known(node, site)
+    is_database = site.startswith(DATABASE)
+    held = company.held(node, site) if is_database else node.observed(site).held
     placement = await node.release(site, "resume")
     return {
         "site": site,
@@ -239,9 +295,9 @@ async def migrate(
     max_pause: float = 20.0,
     force: bool = False,
 ) -> Mapping[str, Any]:
-    """Move a site to another backend; answers with the ledger, or with the plan."""
+    """Move a site or a database; answers with the ledger, or with the plan."""
     async with node.changing():  # what a site's backends are
-        definition = _site(node, site)
+        definition = _known(node, site)
         if to not in definition.backends:
             known = ", ".join(sorted(definition.backends))
             raise BadRequest(f"{site} has no backend {to!r}; it has: {known}")
@@ -326,7 +382,7 @@ async def abort(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     """Call off a migration that has not committed yet; its site is as it was before."""
     migration = node.moves.of(site)
     if migration is None:
-        _site(node, site)
+        _known(node, site)
         raise CommandFailed(f"{site} is not being migrated", _winner(node.placements[site]))
     if not migration.stop("it was aborted"):
         raise CommandFailed(

@@ -40,6 +40,7 @@ _HISTORY = (
     "AMBIGUOUS",
     "REASON",
 )
+_DATABASES = ("DATABASE", "STATE", "BACKEND", "GEN", "CONNECTIONS", "HELD", "LISTENS", "TROUBLE")
 _FILESYSTEMS = ("FILESYSTEM", "STATE", "NODE", "GEN", "MOVER", "TROUBLE")
 _CERTIFICATES = ("NAMES", "EXPIRES", "SOURCE", "PROBLEM")
 _ISSUED = ("SITE", "STATE", "NEXT LOOK", "ERROR")
@@ -69,12 +70,21 @@ def status(result: Json, style: Style) -> str:
     ]
     numbers = ("GEN", "IN FLIGHT", "HELD", "REQUESTS", "FAILED")
     lines += ["", table(_COLUMNS, rows, style, right=numbers, states=["STATE"])]
+    if databases := result.get("databases"):
+        lines += ["", _databases(databases, style)]
     if filesystems := result.get("filesystems"):
         lines += ["", _filesystems(filesystems, style)]
     troubles = [(site["name"], trouble) for site in sites for trouble in _troubles(site)]
     if troubles:
         lines += ["", *(style.paint(clean(f"{name}: {why}"), "yellow") for name, why in troubles)]
     return "\n".join(lines)
+
+
+def _databases(databases: list[Json], style: Style) -> str:
+    keys = ("name", "state", "backend", "generation", "connections", "held", "endpoint", "trouble")
+    rows = [[each[key] for key in keys] for each in databases]
+    numbers = ("GEN", "CONNECTIONS", "HELD")
+    return table(_DATABASES, rows, style, right=numbers, states=["STATE"])
 
 
 def _filesystems(filesystems: list[Json], style: Style) -> str:

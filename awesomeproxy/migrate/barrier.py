@@ -12,15 +12,19 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import is_own_hold
-from awesomeproxy.model import Mode, Outcome, Placement
+from awesomeproxy.model import Mode, Placement
 from awesomeproxy.registry.interface import Entry, RegistryError
 
 log = Logger()
+
+WAKE_TRIES = 10
+TRY_AGAIN = 1.0  # seconds between them
 
 
 class Overtaken(Exception):
@@ -78,7 +82,7 @@ class Barrier:
             self._written(holds)
         self._before = before
 
-    async def drain(self, wait: Callable[[Deferred[Outcome]], Any]) -> None:
+    async def drain(self, wait: Callable[[Deferred[Any]], Any]) -> None:
         """Wait until nothing is in flight anywhere.
 
         Databases are held once their sites are drained: a request in flight may still need
@@ -90,6 +94,9 @@ class Barrier:
         sites = [member for member in self._plan.members if member.is_site]
         others = [member for member in self._plan.members if not member.is_site]
         for group in (sites, others):
+            for member in group:
+                if member.is_database:
+                    await wait(self._host.quieten(member.name))
             self._adopt(group)
             for member in group:
                 while member.has_gate and not self._drained(member):
@@ -161,6 +168,9 @@ class Barrier:
         for member in self._plan.members:
             host.adopt(after[member.name])
         opened()
+        for member in self._plan.members:
+            if member.is_database:
+                await self._wake(member.name)
         for name, placement in after.items():
             if placement.mode is Mode.OPEN:
                 try:
@@ -169,6 +179,15 @@ class Barrier:
                     log.error("{site}: opening is not recorded: {why}", site=name, why=problem)
                 host.adopt(after[name])
         return after
+
+    async def _wake(self, database: str) -> None:
+        """Have the clients of a pooler go on; it is not to be left asleep."""
+        for _ in range(WAKE_TRIES):
+            try:
+                return await self._host.wake(database)
+            except Exception as problem:
+                log.error("{name}: {why}", name=database, why=problem)
+            await deferLater(self._host.reactor, TRY_AGAIN)
 
     def waiting(self) -> bool:
         """Whether requests that were held here still wait, though they need not."""

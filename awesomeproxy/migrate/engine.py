@@ -56,6 +56,8 @@ T = TypeVar("T")
 RELEASE_AT_MOST = 10.0  # seconds that the ledger waits for the last held request to go on
 TRY_AGAIN = 1.0  # seconds between tries of what has to be done in the end
 TIDY_TRIES = 3  # of what hurts nobody if it is not done
+START_IN = 10.0  # seconds in which a service that was started has to be well
+LOOK_EVERY = 0.1  # seconds between questions whether it is
 UNDO_TARGET = 5.0  # seconds that undoing may take at a target before the source serves again
 
 Progress = Callable[..., None]  # told the step, what it does, and more by name
@@ -202,10 +204,21 @@ class Migration:
     # Steps, up to the commit
 
     async def _check(self) -> None:
-        """Every target that is a backend has a server that is well."""
-        for member in self.plan.moving:
+        """Every backend that is to serve from now on has a server that is well."""
+        for member in self.plan.members:
             if member.has_gate:
                 await self._guard(self._host.check(member.name, member.target))
+
+    async def _try(self) -> None:
+        """The same of servers that may have just been started."""
+        late = self._host.reactor.seconds() + START_IN
+        while True:
+            try:
+                return await self._check()
+            except RolledBack:
+                if self._stopped or self._host.reactor.seconds() > late:
+                    raise
+            await self._sleep(LOOK_EVERY)
 
     async def _begin_open(self, make: Callable[[int], Carriage]) -> None:
         """A migration that carries has its entry before anything is held."""
@@ -276,8 +289,11 @@ class Migration:
         self._barrier.switch()
         self._record("verify")
         if self._carriage is not None:
+            await self._guard(self._host.admit(self.plan))
             await self._do(self._carriage.verify())
-        await self._check()
+            await self._try()
+        else:
+            await self._check()
 
     # The end
 

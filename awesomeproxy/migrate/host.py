@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.model import Observed, Outcome, Placement
 from awesomeproxy.registry.interface import IRegistry
 
@@ -33,6 +34,15 @@ class Host(Protocol):
 
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         """Fires when a filesystem is mounted on a node; fails if that cannot be known."""
+
+    def quieten(self, database: str) -> Deferred[None]:
+        """Have a pooler in front of a database, if there is one, keep its clients waiting."""
+
+    def wake(self, database: str) -> Deferred[None]:
+        """Have it let them go on; nothing happens if it does already."""
+
+    def admit(self, plan: Plan) -> Deferred[None]:
+        """Let the servers that sites are going to have connect to held databases."""
 
     def cut(self, site: str) -> int:
         """Break off what is in flight."""

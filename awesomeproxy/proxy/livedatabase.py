@@ -57,6 +57,7 @@ class LiveDatabase:
         self.definition = desired.database
         self.name = DATABASE + desired.database.name
         self.placement = desired.placement
+        self.admits = desired.admits
         self.backend: DatabaseBackend | None = None  # where it is placed
         self.gate = Gate(plane.clock, total=plane.held, on_idle=self.check_drained)
         self.pipes: set[Pipe] = set()
@@ -88,6 +89,7 @@ class LiveDatabase:
             self._define(desired.database)
             self._place(self.placement)
         if desired.placement.generation >= self.placement.generation:
+            self.admits = desired.admits
             self._place(desired.placement)
 
     def close(self) -> None:
@@ -174,7 +176,7 @@ class LiveDatabase:
             self._settle(pipe)
 
     def _settle(self, pipe: Pipe) -> None:
-        if pipe.server is None or not pipe.server.ready:
+        if pipe.server is None or not pipe.server.ready or (pipe.admitted and not pipe.stale):
             return
         if pipe.session.idle:
             self.closed += 1
@@ -194,8 +196,18 @@ class LiveDatabase:
             if call.active():
                 call.cancel()
 
+    def lets_by(self, address: str) -> bool:
+        """Whether a connection passes the held gate: a server at the new place is tried."""
+        if self.gate.holding and self.backend is not None and address in self.admits:
+            self._was_drained = False  # it is not, from here on
+            self.gate.in_flight += 1
+            return True
+        return False
+
     def _open(self) -> None:
         self._stay()
+        for pipe in self.pipes:
+            pipe.admitted = False  # as all others from here on
         if self.gate.holding:
             # What was unreachable before the hold may not be any more.
             self._stop_knocking()

@@ -50,6 +50,7 @@ class Pipe(Protocol):
         self.deadline = NEVER
         self.moved = 0.0  # when something has passed last
         self.stale = False  # the database has another place by now
+        self.admitted = False  # it has passed a held gate, and may stay
         self._came = 0.0
         self._waiting: Deferred[Outcome] | None = None
         self._said = False  # something has passed
@@ -70,6 +71,9 @@ class Pipe(Protocol):
         self._came = database.plane.seconds()
         database.came(self)
         if database.gate.enter():
+            self._dial()
+        elif database.lets_by(getattr(self.transport.getPeer(), "host", "")):
+            self.admitted = True
             self._dial()
         else:
             self._wait(None)
