@@ -67,12 +67,7 @@ class FilesystemStage(ABC):
         """
         return {
             "longer": lambda at: (at / "one").write_bytes(b"one more"),
-            "later": lambda at: os.utime(at / "one", ns=(0, 1_000_000_001)),
             "gone": lambda at: (at / "one").unlink(),
-            "more": lambda at: (at / "three").write_bytes(b""),
-            "mode": lambda at: (at / "one").chmod(0o604),
-            "owner": lambda at: os.chown(at / "one", 12, 34),
-            "attribute": lambda at: os.setxattr(at / "one", "user.more", b"1"),
         }
 
     def takes(self, side: str) -> bool:

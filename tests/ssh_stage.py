@@ -101,7 +101,7 @@ class SshStage:
         """Start it; returns when it takes connections."""
         Path("/run/sshd").mkdir(exist_ok=True)  # where it locks its other half in
         config = str(self.directory / "sshd_config")
-        with open(self.directory / "sshd.log", "ab") as log:
+        with open(self.directory / "sshd.log", "wb") as log:
             self.process = subprocess.Popen(
                 [SSHD, "-D", "-e", "-f", config],
                 stdin=subprocess.DEVNULL,

@@ -95,12 +95,16 @@ def survey(path: bytes) -> dict[str, Any]:
     return found
 
 
-def close(path: bytes, name: str, migration: str, make: bool) -> None:
+def close(path: bytes, migration: str, name: str, how: str) -> None:
     """Close it, for a filesystem's migration; what ran there for its movers is killed.
 
+    :param how: ``make`` the directory if it is not there, ``keep`` what is there, or close it
+        ``again``: only if it was this migration that closed it last.
     :raise OSError: somebody holds it open, or it cannot be done.
     """
-    if make:
+    if how == "again" and not closed_by(path, migration):
+        return
+    if how == "make":
         os.makedirs(path, exist_ok=True)
     path = os.path.realpath(path)
     _mark(path, {NAME: name, MIGRATION: migration})
@@ -430,24 +434,15 @@ def _check(result: int) -> int:
     return result
 
 
-def main(arguments: list[str]) -> None:
-    """``survey PATH``, ``close PATH NAME MIGRATION make|keep``, ``open|ours PATH MIGRATION``."""
-    act, path, *rest = arguments
-    answer: Any = None
+def main(act: str, path: str, *how: str) -> None:
+    """Do as the arguments say: ``survey PATH``, ``close PATH ...`` or ``open PATH MIGRATION``."""
+    acts: dict[str, Callable[..., Any]] = {"survey": survey, "close": close, "open": open_again}
     try:
-        if act == "survey":
-            answer = survey(os.fsencode(path))
-        elif act == "close":
-            name, migration, make = rest
-            close(os.fsencode(path), name, migration, make == "make")
-        elif act == "ours":
-            answer = closed_by(os.fsencode(path), rest[0])
-        else:
-            answer = open_again(os.fsencode(path), rest[0])
+        answer = acts[act](os.fsencode(path), *how)
     except OSError as problem:
         sys.exit(str(problem))
     print(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -54,7 +54,11 @@ _ENTER = (
     'mount -o remount,rw,bind -- "$1" && shift && exec "$@"',
     "sh",
 )
-_USED = 'if test -d "$1"; then du -sxB1 -- "$1" 2>/dev/null || true; else echo 0; fi'
+# Whether rsync is there, and how much a directory takes up; files may vanish meanwhile.
+_USED = """
+rsync --version >/dev/null || exit
+if test -d "$1"; then du -sxB1 -- "$1" 2>/dev/null || true; else echo 0; fi
+"""
 _DONE = re.compile(rb"(\d+) +\d+%")
 
 
@@ -113,7 +117,6 @@ class Rsync:
                     f"something else is mounted at {there['below'][0]} on {place.node}; "
                     "make it a filesystem of its own, or unmount it"
                 )
-            await self._run(place.shell, "rsync", "--version")
         if self._one_node:
             one, two = at_source["path"] + "/", at_target["path"] + "/"
             if one.startswith(two) or two.startswith(one):
@@ -144,7 +147,7 @@ class Rsync:
             )
 
     async def _used(self, place: Place) -> int:
-        """The bytes that it takes up on the disk."""
+        """The bytes that it takes up on the disk; refuses a node that has no rsync."""
         argv = ("sh", "-c", _USED, "sh", place.settings.path)
         return int((await self._run(place.shell, *argv, time=LONGEST)).split()[0])
 
@@ -176,8 +179,7 @@ class Rsync:
             )
 
     async def detach(self) -> None:
-        if await self._ours(self._target):
-            await self._close(self._target)
+        await self._close(self._target, "again")
 
     async def verify(self) -> None:
         await self._close(self._source)
@@ -202,7 +204,7 @@ class Rsync:
     async def _carry(
         self, progress: Progress, *, patient: bool = False, checksum: bool = False
     ) -> int:
-        await self._close(self._target, make=True)
+        await self._close(self._target, "make")
         how = ["--stats", "--info=progress2", "--partial"]
         if checksum:
             how.append("--checksum")
@@ -268,20 +270,16 @@ class Rsync:
 
     # Closing
 
-    async def _close(self, place: Place, *, make: bool = False) -> None:
-        migration = str(self.job.migration)
-        await self._closing(place, "close", self.job.name, migration, "make" if make else "keep")
+    async def _close(self, place: Place, how: str = "keep") -> None:
+        await self._closing(place, "close", str(self.job.migration), self.job.name, how)
 
     async def _open(self, place: Place) -> bool:
         return bool(await self._closing(place, "open", str(self.job.migration)))
 
-    async def _ours(self, place: Place) -> bool:
-        return bool(await self._closing(place, "ours", str(self.job.migration)))
-
     async def _closing(self, place: Place, act: str, *more: str) -> Any:
         """What the program that closes directories answers on a node."""
         program = files("awesomeproxy.movers").joinpath("closing.py").read_bytes()
-        argv = ("python3", "-I", "-", act, place.settings.path, *more)
+        argv = ("python3", "-IS", "-", act, place.settings.path, *more)
         return json.loads(await self._run(place.shell, *argv, input=program))
 
     async def _run(self, shell: Shell, *argv: str, **how: Any) -> str:

@@ -101,9 +101,10 @@ class Shell:
         :param heard: told each piece of what it prints as it comes.
         :raise ShellError: it has failed, or taken too long.
         """
+        says = self._says(argv)
         if env:
             argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
-        running = _Running(self._reactor, self.command(argv), self._says(argv), heard)
+        running = _Running(self._reactor, self.command(argv), says, heard)
         try:
             return (await running.start(input, time)).decode(errors="replace")
         except BaseException:
