@@ -29,7 +29,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from awesomeproxy.addresses import absolute_path, some_path
-from awesomeproxy.movers.btrfs_subvolume import Home
+from awesomeproxy.movers.btrfs_subvolume import Home, Subvolume
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Place, Progress
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.movers.trying import LONG, explained
@@ -117,7 +117,7 @@ class Btrfs:
 
         :raise MoverError: the target is none: it has something else in it, or something more.
         """
-        shared = await self._shared()
+        common = await self._shared()
         target = await self._target.look()
         if target is None:
             if await self._target.obstacle():
@@ -125,7 +125,7 @@ class Btrfs:
                     f"{self._target} is there already, and is not an empty directory; see what "
                     "it is, and move it away"
                 )
-            return shared[-1] if shared else None
+            return common[-1] if common else None
         parked = await self._target.note("parked")
         if not target.frozen or not parked or parked[0] not in await self._target.snapshots():
             raise MoverError(
@@ -137,26 +137,18 @@ class Btrfs:
                 f"{self._target} has been written to since {self._target.at(parked[0])}, when it "
                 f"was moved away from here; keep what is needed of it, and move it away"
             )
-        return shared[-1] if shared else None
+        return common[-1] if common else None
 
     async def _shared(self) -> list[str]:
         """The labels of the snapshots that both have; the oldest first."""
-        ours, theirs = await self._source.snapshots(), await self._target.snapshots()
-        return [
-            label
-            for label, each in ours.items()
-            if label in theirs
-            and each.frozen
-            and theirs[label].frozen
-            and each.origin == theirs[label].origin
-        ]
+        return shared(await self._source.snapshots(), await self._target.snapshots())
 
     async def estimate(self) -> Estimate:
         """See :class:`IMover`."""
         with explained():
-            shared = await self._shared()
+            common = await self._shared()
             whole = await self._source.size()
-            ahead = (await self._source.difference(shared[-1]))[1] if shared else whole
+            ahead = (await self._source.difference(common[-1]))[1] if common else whole
             return Estimate(whole, ahead)
 
     async def presync(self, progress: Progress) -> int:
@@ -172,8 +164,7 @@ class Btrfs:
     async def _round(self, progress: Progress) -> int:
         """Carry what has changed since the newest snapshot in common."""
         base = await self._base()
-        await self._thin()
-        taken = [*await self._source.snapshots(), *await self._target.snapshots()]
+        taken = await self._thin()
         numbers = [each.removeprefix(self._mine) for each in taken if each.startswith(self._mine)]
         label = f"{self._mine}{max(map(int, numbers), default=0) + 1}"
         await self._source.take(label)
@@ -189,20 +180,23 @@ class Btrfs:
         await self._thin()
         return size
 
-    async def _thin(self, others: bool = False) -> None:
+    async def _thin(self, others: bool = False) -> list[str]:
         """Drop our snapshots, but for the last that both have, and what is unfinished.
 
         :param others: also those that only one of them has, whichever migration took them.
+        :return: the labels that there were.
         """
-        shared = await self._shared()
-        if others and not shared:
+        ours, theirs = await self._source.snapshots(), await self._target.snapshots()
+        common = shared(ours, theirs)
+        if others and not common:
             raise MoverError(f"{self._target} has lost what came from {self._source}; see why")
-        for home in (self._source, self._target):
-            kept = [*shared[-1:], *await home.note("parked")]
-            for label, each in (await home.snapshots()).items():
-                ours = label.startswith(self._mine) or label in shared or others
-                if (ours or not each.frozen) and label not in kept:
+        for home, found in ((self._source, ours), (self._target, theirs)):
+            kept = [*common[-1:], *await home.note("parked")]
+            for label, each in found.items():
+                goes = label.startswith(self._mine) or label in common or others
+                if (goes or not each.frozen) and label not in kept:
                     await home.drop(label)
+        return [*ours, *theirs]
 
     async def fence(self) -> None:
         """See :class:`IMover`."""
@@ -255,10 +249,10 @@ class Btrfs:
 
     async def _last(self) -> str:
         """The label of what the last round has carried."""
-        shared = await self._shared()
-        if not shared or not shared[-1].startswith(self._mine):
+        common = await self._shared()
+        if not common or not common[-1].startswith(self._mine):
             raise MoverError(f"nothing has come to {self._target} yet; sync it first")
-        return shared[-1]
+        return common[-1]
 
     async def detach(self) -> None:
         """See :class:`IMover`."""
@@ -307,6 +301,18 @@ class Btrfs:
             await self._thin()
             await self._source.tidy()
             await self._target.tidy()
+
+
+def shared(ours: dict[str, Subvolume], theirs: dict[str, Subvolume]) -> list[str]:
+    """The labels of the snapshots that are the same on both sides; the oldest first."""
+    return [
+        label
+        for label, each in ours.items()
+        if (other := theirs.get(label)) is not None
+        and each.frozen
+        and other.frozen
+        and each.origin == other.origin
+    ]
 
 
 BTRFS = Kind(
