@@ -7,12 +7,13 @@ import itertools
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mover_contract import ONE, TWO, FilesystemStage
 from slow_shell import SlowShell
+from ssh_stage import SshStage
 from stage_waiting import reactor
 
 from awesomeproxy.movers.btrfs import BTRFS, BtrfsPlace
@@ -56,6 +57,8 @@ class BtrfsStage(FilesystemStage):
 
     def __init__(self, name: str, roots: dict[str, Path]) -> None:
         self.roots = {side: root / name for side, root in roots.items()}
+        self.ssh: SshStage | None = None  # what leads to the second one; None: it is here
+        self.snapshots = ""  # the setting
         for root in self.roots.values():
             root.mkdir()
         run("btrfs", "subvolume", "create", self.path(ONE))
@@ -69,14 +72,22 @@ class BtrfsStage(FilesystemStage):
 
     def place(self, side: str, slow: bool = False) -> Place:
         """The place on one side."""
-        shell = (SlowShell if slow else Shell)(reactor, Reach(side))
-        return Place(side, shell, BtrfsPlace(str(self.path(side))))
+        if self.ssh is not None and side == TWO:
+            shell = self.ssh.shell()
+        else:
+            shell = (SlowShell if slow else Shell)(reactor, Reach(side))
+        return Place(side, shell, BtrfsPlace(str(self.path(side)), self.snapshots))
 
     def mover(
         self, migration: int, source: str = ONE, target: str = TWO, slow: bool = False
     ) -> Any:
         places = self.place(source, slow), self.place(target)
         return BTRFS.make(Job("site", migration, *places, {}, reactor, str(self.roots[ONE])))
+
+    @property
+    def harms(self) -> dict[str, Callable[[Path], object]]:
+        # To the mover they are all alike: something would have to be sent.
+        return {name: super(BtrfsStage, self).harms[name] for name in ("longer", "attribute")}
 
     def labels(self, side: str) -> list[str]:
         """What is kept on one side."""
