@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 from awesomeproxy.movers.shell import Shell, ShellError
-from awesomeproxy.movers.trying import while_busy
+from awesomeproxy.movers.trying import BUSY, while_busy
 
 # What `zfs send -i` prints when there is nothing to send: two records, BEGIN and END, of
 # 312 bytes each (dmu_replay_record_t in sys/zfs_ioctl.h).
 _NOTHING = 624
-REMOUNTING = 1.0  # seconds until who has files open is taken to keep them so
+CLOSING = 1.0  # seconds until who has files open is taken to keep them so
 _PROBE = "awesomeproxy-probe"
 NO_SUCH_PROPERTY = 2  # what `zfs get` ends with for one that it does not know
 
@@ -78,11 +78,10 @@ class Dataset:
     def __str__(self) -> str:
         return f"{self.name} on {self.shell.reach.name}"
 
-    async def zfs(self, *words: str) -> str:
+    async def zfs(self, *words: str, patience: float = BUSY) -> str:
         """What a ``zfs`` command prints; it is tried again while something is busy."""
-        return await while_busy(
-            self._reactor, lambda: self.shell.run("zfs", *words, env={"LC_ALL": "C"})
-        )
+        command = partial(self.shell.run, "zfs", *words, env={"LC_ALL": "C"})
+        return await while_busy(self._reactor, command, patience)
 
     async def look(self) -> Look | None:
         """What is there; None: nothing."""
@@ -152,11 +151,15 @@ class Dataset:
         else:
             await self.zfs("mount", self.name)
 
+    async def unmount(self) -> None:
+        """Unmount it.  It is never forced: that would break who uses it."""
+        await self.zfs("unmount", self.name, patience=CLOSING)
+
     async def _remount(self, how: str, path: str) -> None:
         # By the kernel alone: zfs-fuse knows nothing of it, and is asked for nothing.
         words = ("mount", "-i", "-o", f"remount,{how}", path)
         remount = partial(self.shell.run, *words, env={"LC_ALL": "C"})
-        await while_busy(self._reactor, remount, REMOUNTING)
+        await while_busy(self._reactor, remount, CLOSING)
 
     async def take(self, label: str) -> None:
         """Take a snapshot."""

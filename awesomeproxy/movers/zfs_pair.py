@@ -82,9 +82,9 @@ class Pair:
         return target.properties["readonly"] == "on" and bool(shared(source, target))
 
     async def free_target(self) -> None:
-        """Unmount the target.  It is never forced: that would break who uses it."""
+        """Unmount the target, or say who keeps it from that."""
         try:
-            await self.target.zfs("unmount", self.target.name)
+            await self.target.unmount()
         except ShellError as problem:
             path = self._job.target.settings.path
             who = await users(self.target.shell, path)
