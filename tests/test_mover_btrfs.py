@@ -209,6 +209,17 @@ async def test_what_was_written_to_a_target_that_is_given_up_goes(stage: BtrfsSt
 
 
 @twisted_test
+async def test_what_was_left_unfinished_goes(stage: BtrfsStage) -> None:
+    """Whoever was at it was killed: a look, and a subvolume that has not come to its end."""
+    await stage.carry(1, "presync")
+    for side in (ONE, TWO):
+        for label in ("probe", "1-7"):
+            run("btrfs", "subvolume", "create", stage.kept(side) / label)
+    await stage.undo(1)
+    assert stage.labels(ONE) == stage.labels(TWO) == ["1-1"]
+
+
+@twisted_test
 async def test_it_moves_through_ssh(stage: BtrfsStage, ssh: SshStage) -> None:
     """The target is on another node."""
     for number, name in enumerate(NAMES):

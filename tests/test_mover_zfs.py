@@ -260,6 +260,20 @@ async def test_snapshots_of_others_stay(stage: ZfsStage) -> None:
 
 
 @twisted_test
+async def test_what_a_look_has_left_goes(stage: ZfsStage) -> None:
+    """Whoever took the look was killed; it is in nobody's way, and not kept."""
+    await stage.carry(1, "presync")
+    for side in (ONE, TWO):
+        stage.zone.run("zfs", "snapshot", f"{stage.datasets[side]}@awesomeproxy-probe")
+    await stage.undo(1)
+    assert stage.labels(ONE) == stage.labels(TWO) == ["awesomeproxy-1-1"]
+    for side in (ONE, TWO):
+        stage.zone.run("zfs", "snapshot", f"{stage.datasets[side]}@awesomeproxy-probe")
+    await stage.move(2)
+    assert stage.labels(ONE) == stage.labels(TWO) == ["awesomeproxy-2-2"]
+
+
+@twisted_test
 async def test_it_moves_through_ssh(stage: ZfsStage, ssh: SshStage) -> None:
     """The target is on another node."""
     for number, name in enumerate(NAMES):

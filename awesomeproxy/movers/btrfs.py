@@ -294,6 +294,8 @@ class Btrfs:
             await self._thin(others=True)
             await self._source.set_note("fenced")
             await self._target.set_note("attached")
+            await self._source.tidy()
+            await self._target.tidy()
 
     async def abandon(self) -> None:
         """See :class:`IMover`."""

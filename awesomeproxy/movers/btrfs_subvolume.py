@@ -182,6 +182,7 @@ class Home:
         await self.drop(_PROBE)
 
     async def tidy(self) -> None:
-        """Take the directories away, if nothing is left in them."""
+        """Take away what a look has left, and the directories, if nothing is left in them."""
+        await self.drop(_PROBE)
         removing = 'rmdir "$1" && rmdir "${1%/*}"; true'
         await self.run("sh", "-c", removing + " 2>/dev/null", "sh", self.directory)

@@ -40,6 +40,7 @@ class Look:
     snapshots: list[Snapshot]  # the oldest first
     children: list[str]  # datasets below it
     marks: dict[str, str]  # what we have noted at it
+    probed: bool  # somebody was killed while he took a look, and has left his snapshot
 
     @property
     def mounted(self) -> bool:
@@ -56,15 +57,17 @@ _LOOKED_AT = (
     "type,guid,createtxg,used,referenced,available,mounted,readonly,canmount,mountpoint,"
     f"{_MARK}made,{_MARK}fenced,{_MARK}attached"
 )
-# $1, $2: a filesystem, and the label of a snapshot of it.  What is left of an earlier look goes
-# first.  Prints how much was written since, or else how long a stream from there to now is.
+# $1, $2: a filesystem, and the label of a snapshot of it.  Prints how much was written since,
+# if this version tells; else how long a stream from there to now is.  What is left of an
+# earlier look goes first.
 _CHANGED = f"""
-zfs get -Hp -o value "written@$2" "$1" 2>/dev/null && exit
+written=$(zfs get -Hp -o value "written@$2" "$1" 2>/dev/null) && echo written "$written" && exit
 zfs destroy "$1@{_PROBE}" 2>/dev/null
 zfs snapshot "$1@{_PROBE}" || exit
-zfs send -i "@$2" "$1@{_PROBE}" | head -c 4096 | wc -c
+echo stream "$(zfs send -i "@$2" "$1@{_PROBE}" | head -c 4096 | wc -c)"
 zfs destroy "$1@{_PROBE}"
 """
+_UNCHANGED = (["written", "0"], ["stream", str(_NOTHING)])
 
 
 class Dataset:
@@ -115,6 +118,7 @@ class Dataset:
             ],
             [name for name, each in found.items() if each["type"] in ("filesystem", "volume")],
             marks,
+            _PROBE in snapshots,
         )
 
     async def set_mark(self, name: str, value: str) -> None:
@@ -174,18 +178,22 @@ class Dataset:
             if not re.search("not exist|not find", str(problem)):
                 raise
 
+    async def unprobe(self) -> None:
+        """Take away what a look has left."""
+        await self.drop(_PROBE)
+
     async def settle(self) -> None:
         """Have what was just written counted: it is only when it has come to the disks."""
-        await self.drop(_PROBE)
+        await self.unprobe()
         await self.take(_PROBE)
-        await self.drop(_PROBE)
+        await self.unprobe()
 
     async def changed_since(self, label: str) -> bool:
         """Whether anything has been written since its snapshot ``label``."""
         # The property ``written`` is not there before pool version 5000; but what ``send``
         # would send tells it as well.
         printed = await self.shell.run("sh", "-c", _CHANGED, "sh", self.name, label)
-        return int(printed) not in (0, _NOTHING)
+        return printed.split() not in _UNCHANGED
 
     async def flags(self, command: str) -> str:
         """The flags that a ``zfs`` command says it has, a letter each."""

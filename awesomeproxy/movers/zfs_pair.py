@@ -169,7 +169,9 @@ class Pair:
         if others and not kept:
             raise MoverError(f"{self.target} has lost what came from {self.source}; see why")
         for dataset, look in ((self.source, source), (self.target, target)):
-            for each in look.snapshots if look else []:
+            if look is not None and look.probed:
+                await dataset.unprobe()
+            for each in look.snapshots if look is not None else []:
                 mine = each.label.startswith(self.mine) or each.guid in common or others
                 if OURS.fullmatch(each.label) and mine and each.guid not in kept:
                     await dataset.drop(each.label)
