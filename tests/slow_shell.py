@@ -17,11 +17,16 @@ while data := os.read(0, {RATE} // 20):
 """
 
 
+def slowed(argv: Sequence[str]) -> list[str]:
+    """What to run in place of a command; what ``send`` commands print comes slowly."""
+    if argv[1:2] != ["send"]:
+        return list(argv)
+    trotting = 'python="$1"; shift; code="$1"; shift; "$@" | "$python" -c "$code"'
+    return ["sh", "-c", trotting, "sh", sys.executable, TROTTER, *argv]
+
+
 class SlowShell(Shell):
-    """Runs commands on one node; what ``send`` commands print comes slowly."""
+    """Runs commands on one node, some of them slowly."""
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        if argv[1:2] != ["send"]:
-            return super().command(argv)
-        trotting = 'python="$1"; shift; code="$1"; shift; "$@" | "$python" -c "$code"'
-        return super().command(["sh", "-c", trotting, "sh", sys.executable, TROTTER, *argv])
+        return super().command(slowed(argv))

@@ -1,156 +1,154 @@
 """ZFS for tests: Debian's ``zfs-fuse``, pools in files, and a filesystem that is moved between.
 
-There can be one ``zfs-fuse`` on a machine: its socket is always the same.  Whoever needs it
-first starts it, and whoever has no more use for it last ends it; files that are locked tell.
-One that was running before is used, and left running.
+There can be one ``zfs-fuse`` on a machine: its socket is always the same.  So each has a mount
+namespace for itself (a :class:`Zone`), and all that deals with it is run in there.  That also
+keeps its mounts from being copied into the namespaces that other tests make, where they would
+stay in use after they have been unmounted; and they go with the daemon.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
-import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mover_contract import ONE, TWO, FilesystemStage
-from slow_shell import SlowShell
+from slow_shell import slowed
+from ssh_stage import SshStage
 from stage_waiting import PATIENCE, reactor
 
 from awesomeproxy.movers.interface import Job, Place
 from awesomeproxy.movers.shell import Reach, Shell
 from awesomeproxy.movers.zfs import ZFS, ZfsOptions, ZfsPlace
 
-LOCKS = Path(tempfile.gettempdir())
-STARTING = LOCKS / "awesomeproxy-zfs-fuse.starting"  # who starts or ends it has this locked
-IN_USE = LOCKS / "awesomeproxy-zfs-fuse.in-use"  # who uses it shares a lock of this
-PID = LOCKS / "awesomeproxy-zfs-fuse.pid"  # of one that tests have started
-DAEMON = ("zfs-fuse", "--no-daemon", "--no-kstat-mount", "--enable-xattr")
+DAEMON = "exec zfs-fuse --no-daemon --no-kstat-mount --enable-xattr"
+# Its socket and its lock are below /run.  What is unmounted outside is so inside, too.
+OWN = ["unshare", "--mount", "--propagation", "slave", "sh", "-c"]
+START = f"mount -t tmpfs tmpfs /run && mkdir /run/lock && {DAEMON}"
 SIZE = 256 << 20  # bytes of a pool
 COUNTER = itertools.count()
-STARTED: list[subprocess.Popen[bytes]] = []  # the daemons that this process has started
 
 
-def run(*argv: str | Path) -> str:
-    """What a command prints; it has to succeed."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout
+class Zone:
+    """A daemon, and the namespace that it is in."""
 
+    def __init__(self, directory: Path) -> None:
+        self.log = directory / "zfs-fuse.log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [*OWN, START], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.enter = ["nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt", "--"]
 
-def again(*argv: str | Path) -> None:
-    """Run it until it succeeds: what has just been used is busy for a moment."""
-    late = time.monotonic() + PATIENCE
-    while (done := subprocess.run(argv, capture_output=True, text=True, check=False)).returncode:
-        assert time.monotonic() < late, f"{argv}: {done.stderr}"
-        time.sleep(0.05)
+    def try_out(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command in it."""
+        words = [*self.enter, *argv]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
 
+    def run(self, *argv: str | Path) -> str:
+        """What a command prints; it has to succeed, in some seconds: what has just been used
+        is busy for a moment."""
+        late = time.monotonic() + PATIENCE
+        while True:
+            done = self.try_out(*argv)
+            if done.returncode == 0:
+                return done.stdout
+            said = f"{argv}: {done.stdout}{done.stderr}{self.log.read_text()}"
+            assert "busy" in said or "connect" in said, said
+            assert time.monotonic() < late, said
+            time.sleep(0.02)
 
-@contextlib.contextmanager
-def locked(path: Path, how: int) -> Iterator[None]:
-    """Have a file locked."""
-    with open(path, "wb") as file:
-        fcntl.flock(file, how)
-        yield
-
-
-def answers() -> bool:
-    """Whether the daemon is there."""
-    return subprocess.run(["zpool", "list"], capture_output=True, check=False).returncode == 0
-
-
-def _start() -> None:
-    with open(f"{PID}.log", "wb") as log:
-        process = subprocess.Popen(
-            DAEMON, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    STARTED.append(process)
-    PID.write_text(str(process.pid))
-    late = time.monotonic() + PATIENCE
-    while not answers():
-        assert process.poll() is None, Path(f"{PID}.log").read_text()
-        assert time.monotonic() < late, "zfs-fuse does not answer"
-        time.sleep(0.02)
-
-
-def _end() -> None:
-    """End the daemon, if tests have started it and nobody uses it any more."""
-    with contextlib.suppress(BlockingIOError), locked(IN_USE, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        if not PID.exists():
-            return
-        pid = int(PID.read_text())
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text() == "zfs-fuse\n":
-                os.kill(pid, signal.SIGKILL)
-        for process in STARTED:
-            if process.pid == pid:
-                process.wait()
-        PID.unlink()
-        Path(f"{PID}.log").unlink()
+    def outside(self, path: Path) -> Path:
+        """A path in it, as others see it."""
+        return Path(f"/proc/{self.process.pid}/root{path}")
 
 
 @contextlib.contextmanager
-def zfs_fuse() -> Iterator[None]:
-    """Have the daemon running."""
-    using = contextlib.ExitStack()
+def zfs_fuse(directory: Path) -> Iterator[Zone]:
+    """Have a daemon running, which writes its log into a directory."""
+    zone = Zone(directory)
     try:
-        with locked(STARTING, fcntl.LOCK_EX):
-            if not answers():
-                _start()
-            using.enter_context(locked(IN_USE, fcntl.LOCK_SH))
-        yield
+        zone.run("zpool", "list")  # until it answers
+        yield zone
     finally:
-        with locked(STARTING, fcntl.LOCK_EX):
-            using.close()
-            _end()
+        zone.process.kill()
+        zone.process.wait()
 
 
 @contextlib.contextmanager
-def pool() -> Iterator[str]:
+def pool(zone: Zone) -> Iterator[str]:
     """The name of a pool that is in a file; in memory, where that can be."""
-    name = f"awesomeproxy{os.getpid()}n{next(COUNTER)}"
+    name = f"pool{next(COUNTER)}"
     memory = Path("/dev/shm")
-    file = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"{name}.img"
+    directory = memory if memory.is_dir() else Path(tempfile.gettempdir())
+    file = directory / f"awesomeproxy-{os.getpid()}-{name}.img"
     with open(file, "wb") as opened:
         opened.truncate(SIZE)
     try:
-        run("zpool", "create", "-o", "cachefile=none", "-O", "mountpoint=none", name, file)
+        zone.run("zpool", "create", "-o", "cachefile=none", "-O", "mountpoint=none", name, file)
         yield name
     finally:
-        again("zpool", "destroy", "-f", name)
         file.unlink()
+
+
+class ZoneShell(Shell):
+    """Runs commands of a node in a namespace that is there."""
+
+    zone: Zone
+    slow = False
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        words = slowed(argv) if self.slow else argv
+        return super().command([*self.zone.enter, *words])
 
 
 class ZfsStage(FilesystemStage):
     """Two pools, a node each."""
 
-    def __init__(self, directory: Path, pools: dict[str, str]) -> None:
+    def __init__(self, directory: Path, zone: Zone, pools: dict[str, str]) -> None:
         self.directory = directory
+        self.zone = zone
+        self.servers = (zone.process.pid,)
         self.datasets = {side: f"{pools[side]}/sites/{side}.test" for side in (ONE, TWO)}
         self.options = ZfsOptions()
-        if PID.exists():
-            self.servers = (int(PID.read_text()),)
+        self.ssh: SshStage | None = None  # what leads to the second one; None: it is here
         for name in pools.values():
-            run("zfs", "create", f"{name}/sites")
+            zone.run("zfs", "create", f"{name}/sites")
         self.make(ONE)
 
     def make(self, side: str) -> None:
         """Make a new filesystem on one side."""
-        run("zfs", "create", "-o", f"mountpoint={self.path(side)}", self.datasets[side])
+        at = f"mountpoint={self.inside(side)}"
+        self.zone.run("zfs", "create", "-o", at, self.datasets[side])
+
+    def inside(self, side: str) -> Path:
+        """Where it is, as it is seen in the zone."""
+        return self.directory / f"the {side}'s site"
 
     def path(self, side: str) -> Path:
-        return self.directory / f"the {side}'s site"
+        return self.zone.outside(self.inside(side))
+
+    def shell(self, side: str) -> ZoneShell:
+        """A shell on one side."""
+        if self.ssh is not None and side == TWO:
+            shell = ZoneShell(reactor, self.ssh.reach, self.ssh.control)
+            self.ssh.shells.append(shell)
+        else:
+            shell = ZoneShell(reactor, Reach(side))
+        shell.zone = self.zone
+        return shell
 
     def place(self, side: str, slow: bool = False) -> Place:
         """The place on one side."""
-        shell = (SlowShell if slow else Shell)(reactor, Reach(side))
-        return Place(side, shell, ZfsPlace(self.datasets[side], str(self.path(side))))
+        shell = self.shell(side)
+        shell.slow = slow
+        return Place(side, shell, ZfsPlace(self.datasets[side], str(self.inside(side))))
 
     def mover(
         self, migration: int, source: str = ONE, target: str = TWO, slow: bool = False
@@ -159,9 +157,16 @@ class ZfsStage(FilesystemStage):
         scratch = str(self.directory)
         return ZFS.make(Job("site", migration, *places, self.options, reactor, scratch))
 
+    @property
+    def harms(self) -> dict[str, Callable[[Path], object]]:
+        # To ZFS they are all alike: something was written.
+        return {name: super(ZfsStage, self).harms[name] for name in ("longer", "attribute")}
+
     def exists(self, side: str) -> bool:
         """Whether there is a filesystem on one side."""
-        listed = run("zfs", "list", "-H", "-r", "-o", "name", self.datasets[side].split("/")[0])
+        listed = self.zone.run(
+            "zfs", "list", "-H", "-r", "-o", "name", self.datasets[side].split("/")[0]
+        )
         return self.datasets[side] in listed.splitlines()
 
     def labels(self, side: str) -> list[str]:
@@ -169,7 +174,7 @@ class ZfsStage(FilesystemStage):
         if not self.exists(side):
             return []
         words = ("zfs", "list", "-H", "-r", "-t", "snapshot", "-o", "name", self.datasets[side])
-        return [name.partition("@")[2] for name in run(*words).splitlines()]
+        return [name.partition("@")[2] for name in self.zone.run(*words).splitlines()]
 
     async def leftovers(self, side: str) -> list[str]:
         other = self.labels(TWO if side == ONE else ONE)
@@ -177,10 +182,9 @@ class ZfsStage(FilesystemStage):
 
     def get(self, side: str, key: str) -> str:
         """A property."""
-        return run("zfs", "get", "-H", "-o", "value", key, self.datasets[side]).strip()
+        return self.zone.run("zfs", "get", "-H", "-o", "value", key, self.datasets[side]).strip()
 
     def close(self) -> None:
         """Take it all away again."""
         for name in self.datasets.values():
-            sites = name.rpartition("/")[0]
-            again("zfs", "destroy", "-r", sites)
+            self.zone.run("zfs", "destroy", "-r", name.rpartition("/")[0])

@@ -103,7 +103,7 @@ class Zfs:
                     f"zfs on {self.job.source.node} cannot send compressed; "
                     "leave compressed = true out"
                 )
-            if target is None or target.properties["mounted"] != "yes":
+            if target is None or not target.mounted:
                 await self._check_path()
 
     async def _checked_source(self) -> Look:
@@ -122,7 +122,7 @@ class Zfs:
                 f"{self._source} has mountpoint={properties['mountpoint']}, not path = {path}; "
                 f"correct path, or: zfs set mountpoint={shlex.quote(path)} {shlex.quote(name)}"
             )
-        if properties["mounted"] != "yes" or properties["readonly"] != "off":
+        if not source.mounted or properties["readonly"] != "off":
             raise MoverError(
                 f"{self._source} is closed to writers, as one that has been moved away is; if it "
                 "is in use after all: zfs set readonly=off, then zfs mount, with its name"
@@ -166,14 +166,15 @@ class Zfs:
     async def fence(self) -> None:
         """See :class:`IMover`."""
         with explained():
+            source, _ = await self._pair.looks()
             await self._source.set_mark("fenced", str(self.job.migration))
-            await self._close()
+            await self._close(source)
 
-    async def _close(self) -> None:
+    async def _close(self, source: Look) -> None:
         """Let nothing write to the source."""
         path = self.job.source.settings.path
         try:
-            await self._source.close(path)
+            await self._source.close(path, source.mounted)
         except ShellError as problem:
             who = await users(self._source.shell, path, writers=True)
             raise MoverError(
@@ -184,13 +185,14 @@ class Zfs:
     async def unfence(self) -> None:
         """See :class:`IMover`."""
         with explained():
-            if await self._noted(self._source, "fenced"):
-                await self._source.open(self.job.source.settings.path)
+            source = await self._source.look()
+            if source is not None and self._noted(source, "fenced"):
+                await self._source.open(self.job.source.settings.path, source.mounted)
                 await self._source.set_mark("fenced", "")
 
-    async def _noted(self, dataset: Dataset, name: str) -> list[str]:
+    def _noted(self, look: Look, name: str) -> list[str]:
         """What this migration has noted as ``name`` there, in words; empty: nothing."""
-        words = (await dataset.mark(name)).split() if await dataset.look() is not None else []
+        words = look.marks.get(name, "").split()
         return words if words[:1] == [str(self.job.migration)] else []
 
     async def attach(self) -> None:
@@ -200,29 +202,29 @@ class Zfs:
             path = self.job.target.settings.path
             if target is None or not shared(source, target):
                 raise MoverError(f"nothing has come to {self._target} yet; sync it first")
-            if not await self._noted(self._target, "attached"):
+            if not self._noted(target, "attached"):
                 await self._pair.base(source, target)
                 note = f"{self.job.migration} {target.properties['canmount']}"
                 await self._target.set_mark("attached", note)
-            if not await self._target.is_mounted():
+            if not target.mounted:
                 await self._target.set_mark("made", "")  # from now on there is something in it
                 await self._target.set("mountpoint", os.path.normpath(path))
                 # While it is not mounted: old versions remount for it.
                 await self._target.set("canmount", source.properties["canmount"])
-            await self._target.open(path)
+            await self._target.open(path, target.mounted)
 
     async def detach(self) -> None:
         """See :class:`IMover`."""
         with explained():
-            note = await self._noted(self._target, "attached")
-            if not note:
+            target = await self._target.look()
+            note = self._noted(target, "attached") if target is not None else []
+            if target is None or not note:
                 return
-            await self._pair.free_target()
+            if target.mounted:
+                await self._pair.free_target()
             await self._target.set("readonly", "on")
             await self._target.set("canmount", note[1])
-            look = await self._target.look()
-            labels = [each.label for each in look.snapshots] if look is not None else []
-            ours = [label for label in labels if OURS.fullmatch(label)]
+            ours = [each.label for each in target.snapshots if OURS.fullmatch(each.label)]
             # What was written since, by services that were started on it, never came to count.
             await self._target.zfs("rollback", "-r", f"{self._target.name}@{ours[-1]}")
             await self._target.set_mark("attached", "")
@@ -248,8 +250,9 @@ class Zfs:
     async def clean(self) -> None:
         """See :class:`IMover`."""
         with explained():
-            await self._close()
-            await self._pair.thin(*await self._pair.looks(), others=True)
+            source, target = await self._pair.looks()
+            await self._close(source)
+            await self._pair.thin(source, target, others=True)
             await self._source.set_mark("fenced", "")
             await self._target.set_mark("attached", "")
 
@@ -257,15 +260,15 @@ class Zfs:
         """See :class:`IMover`."""
         with explained():
             source, target = await self._pair.looks()
-            if target is not None:
-                await self._pair.forget()
+            await self._pair.forget()
             await self._pair.thin(source, target)
             if target is None:
                 return
-            if not target.snapshots and not target.children and await self._target.mark("made"):
+            if not target.snapshots and not target.children and "made" in target.marks:
                 await self._target.zfs("destroy", self._target.name)  # nothing has come
             elif self._pair.parked(source, target) and target.properties["canmount"] == "on":
-                await self._target.close(self.job.target.settings.path)  # as clean had left it
+                # as clean had left it
+                await self._target.close(self.job.target.settings.path, target.mounted)
 
 
 ZFS = Kind(

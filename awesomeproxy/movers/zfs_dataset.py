@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 from awesomeproxy.movers.shell import Shell, ShellError
-from awesomeproxy.movers.trying import while_busy
+from awesomeproxy.movers.trying import BUSY, while_busy
 
 # What `zfs send -i` prints when there is nothing to send: two records, BEGIN and END, of
 # 312 bytes each (dmu_replay_record_t in sys/zfs_ioctl.h).
 _NOTHING = 624
-REMOUNTING = 1.0  # seconds until who has files open is taken to keep them so
+CLOSING = 1.0  # seconds until who has files open is taken to keep them so
 _PROBE = "awesomeproxy-probe"
 NO_SUCH_PROPERTY = 2  # what `zfs get` ends with for one that it does not know
 
@@ -39,13 +39,35 @@ class Look:
     properties: dict[str, str]
     snapshots: list[Snapshot]  # the oldest first
     children: list[str]  # datasets below it
+    marks: dict[str, str]  # what we have noted at it
+    probed: bool  # somebody was killed while he took a look, and has left his snapshot
+
+    @property
+    def mounted(self) -> bool:
+        """Whether it is."""
+        return self.properties["mounted"] == "yes"
 
     def number(self, name: str) -> int:
         """The value of a property that is a size, in bytes."""
         return int(self.properties[name])
 
 
-_LOOKED_AT = "type,guid,createtxg,used,referenced,available,mounted,readonly,canmount,mountpoint"
+_MARK = "awesomeproxy:"
+_LOOKED_AT = (
+    "type,guid,createtxg,used,referenced,available,mounted,readonly,canmount,mountpoint,"
+    f"{_MARK}made,{_MARK}fenced,{_MARK}attached"
+)
+# $1, $2: a filesystem, and the label of a snapshot of it.  Prints how much was written since,
+# if this version tells; else how long a stream from there to now is.  What is left of an
+# earlier look goes first.
+_CHANGED = f"""
+written=$(zfs get -Hp -o value "written@$2" "$1" 2>/dev/null) && echo written "$written" && exit
+zfs destroy "$1@{_PROBE}" 2>/dev/null
+zfs snapshot "$1@{_PROBE}" || exit
+echo stream "$(zfs send -i "@$2" "$1@{_PROBE}" | head -c 4096 | wc -c)"
+zfs destroy "$1@{_PROBE}"
+"""
+_UNCHANGED = (["written", "0"], ["stream", str(_NOTHING)])
 
 
 class Dataset:
@@ -59,15 +81,15 @@ class Dataset:
     def __str__(self) -> str:
         return f"{self.name} on {self.shell.reach.name}"
 
-    async def zfs(self, *words: str) -> str:
+    async def zfs(self, *words: str, patience: float = BUSY) -> str:
         """What a ``zfs`` command prints; it is tried again while something is busy."""
-        return await while_busy(
-            self._reactor, lambda: self.shell.run("zfs", *words, env={"LC_ALL": "C"})
-        )
+        command = partial(self.shell.run, "zfs", *words, env={"LC_ALL": "C"})
+        return await while_busy(self._reactor, command, patience)
 
     async def look(self) -> Look | None:
         """What is there; None: nothing."""
-        words = ("get", "-Hp", "-d", "1", "-o", "name,property,value", _LOOKED_AT, self.name)
+        columns = "name,property,value,source"
+        words = ("get", "-Hp", "-d", "1", "-o", columns, _LOOKED_AT, self.name)
         try:
             lines = (await self.zfs(*words)).splitlines()
         except ShellError as problem:
@@ -75,9 +97,12 @@ class Dataset:
                 return None
             raise
         found: dict[str, dict[str, str]] = {}
+        marks = {}
         for line in lines:
-            name, key, value = line.split("\t")[:3]
+            name, key, value, source = line.split("\t")[:4]
             found.setdefault(name, {})[key] = value
+            if name == self.name and key.startswith(_MARK) and source == "local":
+                marks[key.removeprefix(_MARK)] = value
         properties = found.pop(self.name)
         snapshots = {
             name.removeprefix(f"{self.name}@"): each
@@ -92,59 +117,53 @@ class Dataset:
                 if label != _PROBE
             ],
             [name for name, each in found.items() if each["type"] in ("filesystem", "volume")],
+            marks,
+            _PROBE in snapshots,
         )
-
-    async def mark(self, name: str) -> str:
-        """A note of ours that it has; empty: it has not."""
-        words = ("get", "-H", "-s", "local", "-o", "value", f"awesomeproxy:{name}", self.name)
-        return (await self.zfs(*words)).strip()
 
     async def set_mark(self, name: str, value: str) -> None:
         """Note something at it; an empty value takes the note away."""
         if value:
-            await self.set(f"awesomeproxy:{name}", value)
+            await self.set(f"{_MARK}{name}", value)
         else:
-            await self.zfs("inherit", f"awesomeproxy:{name}", self.name)
+            await self.zfs("inherit", f"{_MARK}{name}", self.name)
 
     async def set(self, key: str, value: str) -> None:
         """Set a property."""
         await self.zfs("set", f"{key}={value}", self.name)
 
-    async def is_mounted(self) -> bool:
-        """Whether it is."""
-        words = ("get", "-H", "-o", "value", "mounted", self.name)
-        return (await self.zfs(*words)).strip() == "yes"
-
-    async def unmount(self) -> None:
-        """Have it not mounted.  It is never forced: that would break who uses it."""
-        if await self.is_mounted():
-            await self.zfs("unmount", self.name)
-
-    async def close(self, path: str) -> None:
+    async def close(self, path: str, mounted: bool) -> None:
         """Let nothing write to it, now and when it is mounted anew; it can be read at ``path``.
 
+        :param mounted: whether it is.
         :raise ShellError: somebody has files open for writing.
         """
-        mounted = await self.is_mounted()
         if mounted:
             await self._remount("ro", path)
         await self.set("readonly", "on")
         if not mounted:
             await self.zfs("mount", "-o", "ro", self.name)
 
-    async def open(self, path: str) -> None:
-        """Have it mounted, and let it be written to."""
+    async def open(self, path: str, mounted: bool) -> None:
+        """Have it mounted, and let it be written to.
+
+        :param mounted: whether it is.
+        """
         await self.set("readonly", "off")
-        if await self.is_mounted():
+        if mounted:
             await self._remount("rw", path)
         else:
             await self.zfs("mount", self.name)
+
+    async def unmount(self) -> None:
+        """Unmount it.  It is never forced: that would break who uses it."""
+        await self.zfs("unmount", self.name, patience=CLOSING)
 
     async def _remount(self, how: str, path: str) -> None:
         # By the kernel alone: zfs-fuse knows nothing of it, and is asked for nothing.
         words = ("mount", "-i", "-o", f"remount,{how}", path)
         remount = partial(self.shell.run, *words, env={"LC_ALL": "C"})
-        await while_busy(self._reactor, remount, REMOUNTING)
+        await while_busy(self._reactor, remount, CLOSING)
 
     async def take(self, label: str) -> None:
         """Take a snapshot."""
@@ -159,39 +178,22 @@ class Dataset:
             if not re.search("not exist|not find", str(problem)):
                 raise
 
-    async def settle(self, keep: bool = False) -> None:
-        """Have what was just written counted: it is only when it has come to the disks.
+    async def unprobe(self) -> None:
+        """Take away what a look has left."""
+        await self.drop(_PROBE)
 
-        :param keep: leave the snapshot there that this takes.
-        """
-        try:
-            await self.take(_PROBE)
-        except ShellError as problem:
-            if "already exists" not in str(problem):
-                raise
-            await self.drop(_PROBE)  # somebody was killed before he could
-            await self.take(_PROBE)
-        if not keep:
-            await self.drop(_PROBE)
+    async def settle(self) -> None:
+        """Have what was just written counted: it is only when it has come to the disks."""
+        await self.unprobe()
+        await self.take(_PROBE)
+        await self.unprobe()
 
     async def changed_since(self, label: str) -> bool:
         """Whether anything has been written since its snapshot ``label``."""
-        words = ("get", "-Hp", "-o", "value", f"written@{label}", self.name)
-        try:
-            return (await self.zfs(*words)).strip() != "0"
-        except ShellError as problem:
-            if problem.status != NO_SUCH_PROPERTY:
-                raise
-        # There is no such property before pool version 5000.  But what would be sent?
-        await self.settle(keep=True)
-        try:
-            size = await self.shell.run(
-                *("sh", "-c", 'zfs send -i "$1" "$2" | head -c 4096 | wc -c', "sh"),
-                *(f"@{label}", f"{self.name}@{_PROBE}"),
-            )
-        finally:
-            await self.drop(_PROBE)
-        return int(size) != _NOTHING
+        # The property ``written`` is not there before pool version 5000; but what ``send``
+        # would send tells it as well.
+        printed = await self.shell.run("sh", "-c", _CHANGED, "sh", self.name, label)
+        return printed.split() not in _UNCHANGED
 
     async def flags(self, command: str) -> str:
         """The flags that a ``zfs`` command says it has, a letter each."""

@@ -45,13 +45,13 @@ class Pair:
         """
         if target is None:
             return None
-        if target.properties["mounted"] == "yes" and not self.parked(source, target):
+        if target.mounted and not self.parked(source, target):
             raise MoverError(
                 f"{self.target} is mounted at {target.properties['mountpoint']}: it may be in "
                 "use; if it is not, unmount it there: zfs unmount"
             )
         newest = target.snapshots[-1] if target.snapshots else None
-        if newest is None and not target.children and await self.target.mark("made"):
+        if newest is None and not target.children and "made" in target.marks:
             return None
         common = shared(source, target)
         if not common:
@@ -82,7 +82,7 @@ class Pair:
         return target.properties["readonly"] == "on" and bool(shared(source, target))
 
     async def free_target(self) -> None:
-        """Unmount the target."""
+        """Unmount the target, or say who keeps it from that."""
         try:
             await self.target.unmount()
         except ShellError as problem:
@@ -96,14 +96,14 @@ class Pair:
         """Carry what has changed since the last snapshot in common."""
         source, target = await self.looks()
         base = await self.base(source, target)
-        if target is not None:
-            await self.free_target()
-        else:
+        if target is None:
             path = os.path.normpath(self._job.target.settings.path)
             await self.target.zfs(
                 *("create", "-o", "canmount=noauto", "-o", "readonly=on"),
                 *("-o", f"mountpoint={path}", "-o", "awesomeproxy:made=yes", self.target.name),
             )
+        elif target.mounted:
+            await self.free_target()
         labels = [each.label for each in source.snapshots]
         numbers = [each.removeprefix(self.mine) for each in labels if each.startswith(self.mine)]
         label = f"{self.mine}{max(map(int, numbers), default=0) + 1}"
@@ -132,8 +132,7 @@ class Pair:
 
     async def resume(self, progress: Progress) -> int:
         """Carry the rest of a stream that was broken off, if the target has kept what came."""
-        target = await self.target.look()
-        token = await self._token() if target is not None else ""
+        token = await self._token()
         if not token:
             return 0
         try:
@@ -150,7 +149,7 @@ class Pair:
         try:
             token = (await self.target.zfs(*words)).strip()
         except ShellError as problem:
-            if problem.status != NO_SUCH_PROPERTY:
+            if problem.status != NO_SUCH_PROPERTY and "does not exist" not in str(problem):
                 raise
             return ""
         return "" if token == "-" else token
@@ -170,7 +169,9 @@ class Pair:
         if others and not kept:
             raise MoverError(f"{self.target} has lost what came from {self.source}; see why")
         for dataset, look in ((self.source, source), (self.target, target)):
-            for each in look.snapshots if look else []:
+            if look is not None and look.probed:
+                await dataset.unprobe()
+            for each in look.snapshots if look is not None else []:
                 mine = each.label.startswith(self.mine) or each.guid in common or others
                 if OURS.fullmatch(each.label) and mine and each.guid not in kept:
                     await dataset.drop(each.label)

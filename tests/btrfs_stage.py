@@ -1,0 +1,107 @@
+"""Btrfs for tests: two of them in files, and a subvolume that is moved between them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mover_contract import ONE, TWO, FilesystemStage
+from slow_shell import SlowShell
+from ssh_stage import SshStage
+from stage_waiting import reactor
+
+from awesomeproxy.movers.btrfs import BTRFS, BtrfsPlace
+from awesomeproxy.movers.interface import Job, Place
+from awesomeproxy.movers.shell import Reach, Shell
+
+SIZE = 512 << 20  # bytes of each
+COUNTER = itertools.count()
+
+
+def run(*argv: str | Path) -> str:
+    """What a command prints; it has to succeed."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def btrfs(directory: Path) -> Iterator[Path]:
+    """One that is mounted there; its file is in memory, where that can be."""
+    memory = Path("/dev/shm")
+    name = f"awesomeproxy{os.getpid()}n{next(COUNTER)}"
+    file = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"{name}.img"
+    with open(file, "wb") as opened:
+        opened.truncate(SIZE)
+    at = directory / name
+    at.mkdir()
+    try:
+        run("mkfs.btrfs", "-q", "-m", "single", file)
+        run("mount", "-o", "loop", file, at)
+        try:
+            yield at
+        finally:
+            run("umount", at)
+    finally:
+        file.unlink()
+
+
+class BtrfsStage(FilesystemStage):
+    """Two of them, a node each."""
+
+    def __init__(self, name: str, roots: dict[str, Path]) -> None:
+        self.roots = {side: root / name for side, root in roots.items()}
+        self.ssh: SshStage | None = None  # what leads to the second one; None: it is here
+        self.snapshots = ""  # the setting
+        for root in self.roots.values():
+            root.mkdir()
+        run("btrfs", "subvolume", "create", self.path(ONE))
+
+    def path(self, side: str) -> Path:
+        return self.roots[side] / "it's the\tsite"
+
+    def kept(self, side: str) -> Path:
+        """Where the mover keeps its snapshots."""
+        return self.roots[side] / ".awesomeproxy" / self.path(side).name
+
+    def place(self, side: str, slow: bool = False) -> Place:
+        """The place on one side."""
+        if self.ssh is not None and side == TWO:
+            shell = self.ssh.shell()
+        else:
+            shell = (SlowShell if slow else Shell)(reactor, Reach(side))
+        return Place(side, shell, BtrfsPlace(str(self.path(side)), self.snapshots))
+
+    def mover(
+        self, migration: int, source: str = ONE, target: str = TWO, slow: bool = False
+    ) -> Any:
+        places = self.place(source, slow), self.place(target)
+        return BTRFS.make(Job("site", migration, *places, {}, reactor, str(self.roots[ONE])))
+
+    @property
+    def harms(self) -> dict[str, Callable[[Path], object]]:
+        # To the mover they are all alike: something would have to be sent.
+        return {name: super(BtrfsStage, self).harms[name] for name in ("longer", "attribute")}
+
+    def labels(self, side: str) -> list[str]:
+        """What is kept on one side."""
+        kept = self.kept(side)
+        return sorted(os.listdir(kept)) if kept.exists() else []
+
+    async def leftovers(self, side: str) -> list[str]:
+        other = self.labels(TWO if side == ONE else ONE)
+        return [label for label in self.labels(side) if label not in other[-1:]]
+
+    def close(self) -> None:
+        """Take it all away again."""
+        for side, root in self.roots.items():
+            for at in (*(self.kept(side) / label for label in self.labels(side)), self.path(side)):
+                if at.is_dir() and os.stat(at).st_ino == 256:
+                    run("btrfs", "subvolume", "delete", at)
+            run("rm", "-rf", root)
