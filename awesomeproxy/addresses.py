@@ -15,7 +15,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal, cast
 
-from awesomeproxy.model import Network, Server
+from awesomeproxy.model import DATABASE, Network, Server
 from awesomeproxy.quantities import show
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -31,7 +31,7 @@ _A_SERVER = (
     'write "http://HOST:PORT", "https://HOST:PORT", "h2://HOST:PORT" (HTTP/2 over TLS), '
     '"h2c://HOST:PORT" (HTTP/2) or "unix:/absolute/path"'
 )
-_A_COMMAND = 'a command and its arguments, as in ["systemctl", "start", "blog"]'
+A_COMMAND = 'a command and its arguments, as in ["systemctl", "start", "blog"]'
 _A_DATABASE = 'write "tcp://HOST:PORT" or "unix:/absolute/path"'
 _PORTS: dict[str, int] = {"http": 80, "https": 443, "h2": 443, "h2c": 80}
 
@@ -56,6 +56,13 @@ def name(value: object) -> str:
 def optional_name(value: object) -> str:
     """A name, or nothing."""
     return "" if value == "" else name(value)
+
+
+def placed_name(value: object) -> str:
+    """The name of a site, or of a database with ``database:`` before it."""
+    text = text_of(value, "a name")
+    name(text.removeprefix(DATABASE))
+    return text
 
 
 def network(value: object) -> Network:
@@ -319,12 +326,12 @@ def header_name(value: object) -> str:
 def command(value: object) -> tuple[str, ...]:
     """A command and its arguments, or nothing: ``["systemctl", "start", "blog"]``."""
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{show(value)} is not a list; write {_A_COMMAND}")
+        raise ValueError(f"{show(value)} is not a list; write {A_COMMAND}")
     for word in value:
         if not isinstance(word, str) or "\0" in word:
-            raise ValueError(f"{show(word)} is not a word of a command; write {_A_COMMAND}")
+            raise ValueError(f"{show(word)} is not a word of a command; write {A_COMMAND}")
     if value and not value[0]:
-        raise ValueError(f"begins with an empty word; write {_A_COMMAND}")
+        raise ValueError(f"begins with an empty word; write {A_COMMAND}")
     return tuple(value)
 
 

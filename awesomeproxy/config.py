@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from awesomeproxy import addresses, consistency, model
 from awesomeproxy.databases import DATABASE, SERVICE
 from awesomeproxy.endpoints import endpoint
+from awesomeproxy.migrate.steps import WHAT
 from awesomeproxy.model import Backend, Filesystem, Settings, Site
 from awesomeproxy.movers.kind import Kind
 from awesomeproxy.movers.reading import ByMover
@@ -293,6 +294,21 @@ _ACME = Shape(
     check=consistency.check_acme,
 )
 
+_HOOK = Shape(
+    model.Hook,
+    {
+        "step": choice(*WHAT),
+        "when": choice("before", "after"),
+        "command": addresses.command,
+        "time": duration(),
+        "only": Several(
+            addresses.placed_name, 'a list, as in ["blog", "database:shop"]', empty=True
+        ),
+    },
+    needed={"step": "", "command": ()},
+    check=consistency.check_hook,
+)
+
 _REACH = Shape(model.Reach, {"ssh": addresses.ssh_destination, "config": addresses.some_path})
 
 
@@ -329,6 +345,9 @@ _FILE = Shape(
         "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),
         "nodes": Named(_REACH, empty=True),
         "filesystems": Named(ByMover("filesystem", _filesystem_shape), empty=True),
+        "hooks": Several(
+            _HOOK, "[[hooks]], in two brackets, with a step and a command", empty=True
+        ),
         "databases": Named(DATABASE, empty=True),
         "sites": Named(_SITE, empty=True),
     },

@@ -17,6 +17,7 @@ from awesomeproxy.model import (
     Bypass,
     Database,
     Filesystem,
+    Hook,
     Listen,
     ServerTls,
     Settings,
@@ -160,6 +161,12 @@ def homeless(site: Site | Database, settings: Settings) -> Iterator[tuple[tuple[
                 f"has to be one on which the filesystem {show(site.filesystem)} has a place; "
                 f"write {' or '.join(map(show, lives.places)) or 'one'}",
             )
+
+
+def check_hook(hook: Hook, spot: Spot) -> None:
+    """There is something to run."""
+    if not hook.command and not spot.at("command").marred:
+        spot.at("command").wrong(f"is empty; write {addresses.A_COMMAND}")
 
 
 def check_filesystem(filesystem: Filesystem, spot: Spot) -> None:

@@ -288,6 +288,17 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """A command that a migration runs before or after one of its steps."""
+
+    step: str
+    command: tuple[str, ...]
+    when: Literal["before", "after"] = "before"
+    time: float = 10.0  # seconds that it may take
+    only: tuple[str, ...] = ()  # sites, and ``database:NAME``; empty: all
+
+
+@dataclass(frozen=True, slots=True)
 class Reach:
     """How commands come to a node."""
 
@@ -518,6 +529,7 @@ class Settings:
     sites: Mapping[str, Site]
     nodes: Mapping[str, Reach] = field(default_factory=dict)
     filesystems: Mapping[str, Filesystem] = field(default_factory=dict)
+    hooks: tuple[Hook, ...] = ()
     databases: Mapping[str, Database] = field(default_factory=dict)
     drain_time: float = 30.0  # at SIGTERM, for requests in flight
     max_connections: int = 16_000  # of clients, all listeners together

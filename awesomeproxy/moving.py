@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from awesomeproxy.migrate.engine import LeftUnfinished, Migration, RolledBack
+from awesomeproxy.migrate.hooks import Hooks
 from awesomeproxy.migrate.host import Host as MigrationHost
 from awesomeproxy.migrate.loading import Loading
 from awesomeproxy.migrate.plan import Plan
@@ -105,6 +106,7 @@ class Moves:
             by=by,
             progress=progress,
             carriage=self.loader(plan),
+            hooks=self._hooks(plan),
         )
         return self._run(migration)
 
@@ -133,6 +135,10 @@ class Moves:
         await carriage.check()
         estimate: Estimate = await carriage.estimate()
         return estimate
+
+    def _hooks(self, plan: Plan) -> Hooks | None:
+        hooks = self._host.settings.hooks
+        return Hooks(hooks, self.shell(self._host.settings.name), plan) if hooks else None
 
     # Recovery
 
@@ -179,6 +185,7 @@ class Moves:
                 by="recovery after a crash",
                 progress=self._teller(entry.site),
                 carriage=loader,
+                hooks=self._hooks(plan),
                 entry=entry,
             )
             self._run(migration).addCallbacks(self._taken_up, self._left, errbackArgs=(entry,))

@@ -53,7 +53,7 @@ def test_a_bad_line_is_told_with_its_file_key_and_remedy(table: str, line: str, 
         (
             text_with() + "\n[x]",
             "x: is not a key here; the keys are node, tls, acme, listen, nodes, filesystems,"
-            " databases, sites",
+            " hooks, databases, sites",
         ),
         (
             'sites = "a"\n[[listen]]\nendpoint = "tcp:80"',

@@ -68,7 +68,7 @@ class Barrier:
         return await self._begin(self.stored())
 
     async def hold(self) -> None:
-        """Record that everything is held; sites and databases are told by :meth:`drain`.
+        """Hold all sites; databases and filesystems follow when those are drained.
 
         :raise Conflict, Busy: somebody else was first.
         """
@@ -81,6 +81,10 @@ class Barrier:
             await self._host.registry.hold(self.entry.id, main, main.generation, along)
             self._written(holds)
         self._before = before
+        self._adopt(self._sites())
+
+    def _sites(self) -> list[Member]:
+        return [member for member in self._plan.members if member.is_site]
 
     async def drain(self, wait: Callable[[Deferred[Any]], Any]) -> None:
         """Wait until nothing is in flight anywhere.
@@ -91,16 +95,20 @@ class Barrier:
         :param wait: waits for a Deferred, unless the migration is stopped.
         :raise Overtaken: it is not held any more.
         """
-        sites = [member for member in self._plan.members if member.is_site]
         others = [member for member in self._plan.members if not member.is_site]
-        for group in (sites, others):
-            for member in group:
-                if member.is_database:
-                    await wait(self._host.quieten(member.name))
-            self._adopt(group)
-            for member in group:
-                while member.has_gate and not self._drained(member):
-                    await wait(self._host.changed(member.name))
+        await self._until_drained(self._sites(), wait)
+        for member in others:
+            if member.is_database:
+                await wait(self._host.quieten(member.name))
+        self._adopt(others)
+        await self._until_drained(others, wait)
+
+    async def _until_drained(
+        self, members: Sequence[Member], wait: Callable[[Deferred[Any]], Any]
+    ) -> None:
+        for member in members:
+            while member.has_gate and not self._drained(member):
+                await wait(self._host.changed(member.name))
 
     def cut(self) -> None:
         """Break off whatever is in flight."""

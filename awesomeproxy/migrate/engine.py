@@ -42,6 +42,7 @@ from twisted.logger import Logger
 from awesomeproxy.happenings import Once
 from awesomeproxy.migrate.barrier import Barrier, Overtaken
 from awesomeproxy.migrate.carriage import Carriage
+from awesomeproxy.migrate.hooks import HookFailed, Hooks
 from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.ledger import Account
 from awesomeproxy.migrate.plan import Plan
@@ -92,6 +93,7 @@ class Migration:
         by: str,
         progress: Progress,
         carriage: Callable[[int], Carriage] | None = None,
+        hooks: Hooks | None = None,
         entry: Entry | None = None,
     ) -> None:
         """
@@ -100,6 +102,7 @@ class Migration:
         :param by: who moves it, for those who lose a race against it.
         :param progress: told each step as it begins, and how it goes on.
         :param carriage: makes what carries the data, given the migration's number.
+        :param hooks: what is run before and after steps.
         :param entry: one that a dead daemon has left: it is only taken to its end.
         """
         self._host = host
@@ -112,6 +115,7 @@ class Migration:
         self._by = by
         self._progress = progress
         self._make_carriage = carriage
+        self._hooks = hooks
         self._carriage: Carriage | None = None
         self._stopped = ""  # why it has to be rolled back
         self._final = False  # nothing stops it any more
@@ -179,25 +183,21 @@ class Migration:
         finally:
             self.ended.fire()
 
-        self._record("commit")
-        self._final = True
-        await self._barrier.commit()
-
     async def _to_the_commit(self) -> None:
-        self._begin("check")
+        await self._enter("check")
         if self._make_carriage is None:
             await self._check()
         else:
             await self._begin_open(self._make_carriage)
         if self._carriage is not None:
             await self._presync(self._carriage)
-        self._begin("hold")
+        await self._enter("hold")
         await self._hold()
         await self._drain()
         if self._carriage is not None:
             await self._carry(self._carriage)
         await self._switch()
-        self._record("commit")
+        await self._enter("commit")
         self._final = True
         await self._barrier.commit()
 
@@ -225,14 +225,14 @@ class Migration:
         entry = await self._barrier.begin()
         self._barrier.adopt()
         self._carriage = make(entry.id)
-        self._record("check")
+        self._record("check")  # once more, now that there is an entry
         await self._do(self._carriage.check())
 
     async def _presync(self, carriage: Carriage) -> None:
         """Carry what there is, round after round, until a pause would be short enough."""
         rounds: list[Round] = []
+        await self._enter("presync")
         while True:
-            self._record("presync")
             total = (await self._do(carriage.estimate())).pending
             began = self._host.reactor.seconds()
             size = await self._do(carriage.presync(self._teller("presync", total)))
@@ -261,7 +261,7 @@ class Migration:
         cutting: IDelayedCall | None = None
         if self._force:
             cutting = self._later(self._max_pause / 2, self._barrier.cut)
-        self._record("drain")
+        await self._enter("drain")
         try:
             await self._barrier.drain(self._guard)
         except Overtaken as problem:
@@ -271,23 +271,23 @@ class Migration:
 
     async def _carry(self, carriage: Carriage) -> None:
         """Everything that happens to the data in the pause."""
-        self._record("fence")
+        await self._enter("fence")
         await self._do(carriage.fence())
-        self._record("sync")
+        await self._enter("sync")
         await self._do(carriage.sync(self._teller("sync", 0)))
-        self._record("attach")
+        await self._enter("attach")
         await self._do(carriage.attach())
-        self._record("mount")
+        await self._enter("mount")
         for member in self.plan.moving:
             if not member.has_gate:
                 await self._guard(self._host.mounted(member.name, member.target))
-        self._record("start")
+        await self._enter("start")
         await self._do(carriage.start())
 
     async def _switch(self) -> None:
-        self._record("switch")
+        await self._enter("switch")
         self._barrier.switch()
-        self._record("verify")
+        await self._enter("verify")
         if self._carriage is not None:
             await self._guard(self._host.admit(self.plan))
             await self._do(self._carriage.verify())
@@ -300,13 +300,13 @@ class Migration:
     async def _release(self) -> Ledger:
         """Everything is on the target: let it be used."""
         self._barrier.adopt()
-        self._begin("release")
+        await self._enter("release")
         last = await self._barrier.open(self._barrier.forward(), self._by, self._opened)
-        self._begin("clean")
+        await self._enter("clean")
         await self._until_released()
         if self._carriage is not None:
             await self._tidy(self._carriage.clean)
-        self._begin("")
+        await self._enter("")
         ledger = self._ledger("done", "")
         await self._write_end("done", last, "", ledger)
         return ledger
@@ -334,6 +334,7 @@ class Migration:
             self._begin("")
             raise RolledBack(reason, step, self._ledger("rolled back", reason))
         self._begin("roll back")
+        await self._hook("before", "roll back")
         left = await self._undo(step)
         by = f"{self._by} (rolled back)"
         last = await self._barrier.open(self._barrier.back(), by, self._opened)
@@ -343,6 +344,7 @@ class Migration:
                 await self._tidy(undo)
             self._begin("abandon")
             await self._tidy(self._carriage.abandon)
+        await self._hook("after", "roll back")
         self._begin("")
         ledger = self._ledger("rolled back", reason)
         await self._write_end("rolled back", last, reason, ledger)
@@ -436,6 +438,25 @@ class Migration:
         deferred.addErrback(lambda failure: log.failure("journal", failure))
 
     # Progress
+
+    async def _enter(self, step: str) -> None:
+        """A step begins, with the hooks between it and the one before."""
+        await self._hook("after", self.step)
+        await self._hook("before", step)
+        if self._barrier.entry is None or self._final or not step:
+            self._begin(step)
+        else:
+            self._record(step)
+
+    async def _hook(self, when: str, step: str) -> None:
+        if self._hooks is None or not step:
+            return
+        number = self._barrier.entry.id if self._barrier.entry is not None else 0
+        try:
+            running = Deferred.fromCoroutine(self._hooks.run(when, step, number))
+            await (running if self._final else self._guard(running))
+        except HookFailed as problem:
+            self._trouble(step, problem)
 
     def _begin(self, step: str) -> None:
         """A step begins, and with it the one before has ended."""
