@@ -19,15 +19,18 @@ from threading import Thread
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
 from awesomeproxy.model import Reach as Reach  # for whoever makes a shell
 
 TIME = 60.0  # seconds that a command may take, unless it says otherwise
+ALIVE = 2  # seconds between asking a silent node whether it is there
 KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last ones
 LOOK_EVERY = 0.25  # seconds between looks how much a pipe has carried
+ENDING = 500  # hundredths of a second that killed processes are waited for
 SPLICED = 1 << 20  # bytes that are carried at one go, at the most
 # A group of its own, so that all of it can be ended; and not outliving the daemon.
 _LEASH = ("setsid", "setpriv", "--pdeathsig", "KILL", "--")
@@ -35,7 +38,6 @@ _SSH = (
     "ssh",
     "-oBatchMode=yes",
     "-oConnectTimeout=5",
-    "-oServerAliveInterval=2",
     "-oServerAliveCountMax=3",
     "-oControlMaster=auto",
     "-oControlPersist=60",
@@ -54,10 +56,13 @@ class ShellError(Exception):
 class Shell:
     """Runs commands on one node."""
 
-    def __init__(self, reactor: Any, reach: Reach, control: str = "") -> None:
+    def __init__(self, reactor: Any, reach: Reach, control: str = "", alive: int = ALIVE) -> None:
         """
         :param control: a directory for the sockets of shared connections.
+        :param alive: seconds after which a silent node is asked whether it is there; the
+            third time that it does not answer it is given up.
         """
+        self._alive = alive
         self.reach = reach
         self._reactor = reactor
         self._control = control
@@ -72,7 +77,7 @@ class Shell:
 
     def ssh(self) -> list[str]:
         """The words of an ssh command up to, and without, the destination."""
-        words = list(_SSH)
+        words = [*_SSH, f"-oServerAliveInterval={self._alive}"]
         if self._control:
             words.append(f"-oControlPath={self._control}/%C")
         if self.reach.config:
@@ -139,7 +144,7 @@ class Shell:
                 taken = taker.start(b"", time, input_from=reading)
             measured = meter.start(LOOK_EVERY)
             try:
-                await _both(given, taken)
+                await _both(given, taken, sender)
                 await relay.done
             finally:
                 meter.stop()
@@ -166,19 +171,23 @@ class Shell:
         return where + (text if len(text) <= 160 else text[:157] + "...")
 
 
-async def _both(given: Deferred[bytes], taken: Deferred[bytes]) -> None:
+async def _both(given: Deferred[bytes], taken: Deferred[bytes], sender: _Running) -> None:
     """Wait for both; what the taker says of a failure counts for more than a broken pipe."""
-    problems: list[Exception] = []
-    for waiting in (taken, given):
-        try:
-            await waiting
-        except ShellError as problem:
-            problems.append(problem)
-        except CancelledError:  # both are ended by who has called this
-            given.addErrback(lambda failure: None)
-            raise
-    if problems:
-        raise problems[0]
+    problem: ShellError | None = None
+    try:
+        await taken
+    except ShellError as failed:
+        problem = failed
+        await sender.end()  # it may have nothing to send for long, and would not notice
+    except CancelledError:  # both are ended by who has called this
+        given.addErrback(lambda failure: None)
+        raise
+    try:
+        await given
+    except ShellError as failed:
+        problem = problem or failed
+    if problem is not None:
+        raise problem
 
 
 class _Relay:
@@ -235,6 +244,8 @@ class _Running(ProcessProtocol):
         self._ended: list[Deferred[None]] = []
         self._late: Any = None
         self._why = ""  # it was ended by us
+        self._group = 0
+        self._over = False
 
     def start(
         self,
@@ -245,7 +256,7 @@ class _Running(ProcessProtocol):
         input_from: int | None = None,
     ) -> Deferred[bytes]:
         """Begin; fires with what it has printed, or fails with ShellError."""
-        done: Deferred[bytes] = Deferred(lambda _: self._kill("it was given up"))
+        done: Deferred[bytes] = Deferred(lambda _: self._give_up())
         self._done = done
         files: dict[int, Any] = {0: "w", 1: "r", 2: "r"}
         if output is not None:
@@ -258,6 +269,7 @@ class _Running(ProcessProtocol):
             self._done = None
             done.errback(ShellError(f"{self._says}: cannot be started: {problem.strerror}"))
             return done
+        self._group = self.transport.pid or 0  # it may have ended already
         self._late = self._reactor.callLater(time, self._kill, f"it has taken more than {time:g} s")
         if input_from is None:
             if input:
@@ -267,21 +279,36 @@ class _Running(ProcessProtocol):
 
     async def end(self) -> None:
         """End it, if it still runs, and all that it has started; returns when it has."""
-        if self.transport is None or self.transport.pid is None:
+        if self.transport is None:
             return
+        if not self._over:
+            gone: Deferred[None] = Deferred()
+            self._ended.append(gone)
+            self._kill("it was given up")
+            await gone
+        for _ in range(ENDING):
+            if not _lives(self._group):
+                return
+            await deferLater(self._reactor, 0.01)
+
+    def _give_up(self) -> None:
+        self._done = None  # the Deferred fails by itself
         self._kill("it was given up")
-        gone: Deferred[None] = Deferred()
-        self._ended.append(gone)
-        await gone
 
     def _kill(self, why: str) -> None:
         self._why = self._why or why
-        pid = self.transport.pid if self.transport is not None else None
-        if pid is not None:
-            with suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
+        if self.transport is None or self._over:
+            return
+        if self._group:
+            with suppress(OSError):  # also where only those are left that it has started
+                os.killpg(self._group, signal.SIGKILL)
+        if self.transport.pid is not None:
             with suppress(OSError):  # before it had a group of its own
-                os.kill(pid, signal.SIGKILL)
+                os.kill(self.transport.pid, signal.SIGKILL)
+        # Who has left the group may hold its pipes for ever.
+        gone = Failure(ConnectionLost())  # type: ignore[no-untyped-call]
+        for pipe in list(self.transport.pipes.values()):
+            pipe.connectionLost(gone)
 
     def outReceived(self, data: bytes) -> None:
         self._out.append(data)
@@ -291,6 +318,7 @@ class _Running(ProcessProtocol):
         self._err = (self._err + data)[-KEPT:]
 
     def processEnded(self, reason: Failure) -> None:
+        self._over = True
         if self._late is not None and self._late.active():
             self._late.cancel()
         status = getattr(reason.value, "exitCode", None)
@@ -316,3 +344,13 @@ class _Running(ProcessProtocol):
         status = getattr(reason.value, "exitCode", None)
         how = f"was ended by signal {number}" if number else f"ended with status {status}"
         return f"{self._says}: {said or how}"
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of the group still runs; those that only wait to be reaped do not."""
+    for name in filter(str.isdigit, os.listdir("/proc") if group else ()):
+        with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+            state, _, of_group = file.read().rpartition(b")")[2].split()[:3]
+            if int(of_group) == group and state not in b"ZX":
+                return True
+    return False
