@@ -152,7 +152,8 @@ def _entry(at: bytes) -> dict[str, Any]:
         entry["to"] = os.readlink(at)
     elif stat.S_ISREG(status.st_mode):
         entry["size"] = status.st_size
-        entry["holes"] = status.st_blocks * 512 < status.st_size / 2
+        # Of large ones only: ZFS gives blocks to a file some seconds after it was written.
+        entry["holes"] = status.st_blocks * 512 < status.st_size / 2 and status.st_size >= HOLE
         entry["content"] = _content(at, status.st_size)
     elif stat.S_ISCHR(status.st_mode):
         entry["device"] = status.st_rdev

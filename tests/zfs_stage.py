@@ -137,7 +137,7 @@ class ZfsStage(FilesystemStage):
     def shell(self, side: str) -> ZoneShell:
         """A shell on one side."""
         if self.ssh is not None and side == TWO:
-            shell = ZoneShell(reactor, self.ssh.reach, self.ssh.control)
+            shell = ZoneShell(reactor, self.ssh.reach(), self.ssh.control)
             self.ssh.shells.append(shell)
         else:
             shell = ZoneShell(reactor, Reach(side))

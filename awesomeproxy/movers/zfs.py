@@ -274,6 +274,7 @@ class Zfs:
 ZFS = Kind(
     carries="filesystem",
     make=Zfs,
+    mount_point=True,
     place=Shape(
         ZfsPlace,
         {"dataset": dataset_name, "path": absolute_path},
