@@ -55,13 +55,11 @@ def unissued(site: Site, settings: Settings) -> str:
 
 def unknown_databases(site: Site, settings: Settings) -> Iterator[tuple[int, str]]:
     """Which databases ``site`` uses that are not there: where in its list, and a text."""
-    known = " or ".join(map(show, settings.databases)) or "none"
+    known = " or ".join(map(show, settings.databases))
+    remedy = f"write {known}, or add" if known else "add"
     for index, name in enumerate(site.uses):
         if name not in settings.databases:
-            yield (
-                index,
-                f"{show(name)} is not a database; write {known}, or add [databases.{name}]",
-            )
+            yield index, f"{show(name)} is not a database; {remedy} [databases.{name}]"
 
 
 def check_file(settings: Settings, spot: Spot) -> None:

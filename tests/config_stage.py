@@ -25,6 +25,15 @@ TABLES = {
 MORE = {
     "[tls]": [],
     "[acme]": ['directory = "https://ca.example/directory"', "terms_agreed = true"],
+    "[databases.d]": [
+        'endpoint = "tcp:5432"',
+        'backend = "one"',
+        'backends.one.server = "tcp://10.0.0.1:5432"',
+        'protocol = "postgres"',
+        'via = "pgbouncer"',
+        'pgbouncer.address = "tcp://10.0.0.9:6432"',
+        'pgbouncer.database = "shop"',
+    ],
 }
 # What errors say often, by the word that config_mistakes.txt has for it.
 MISTAKES = (HERE / "config_mistakes.txt").read_text("utf-8")

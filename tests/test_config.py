@@ -85,6 +85,39 @@ def test_a_bad_line_is_told_with_its_file_key_and_remedy(table: str, line: str, 
             f'sites."a b": "a b" cannot be a name; {OFTEN["<NAME>"]}',
         ),
         (
+            text_with("[databases.d]").replace('endpoint = "tcp:5432"\n', ""),
+            "databases.d.endpoint: is missing; add it",
+        ),
+        (
+            text_with("[databases.d]").replace('backends.one.server = "tcp://10.0.0.1:5432"\n', ""),
+            "databases.d.backends: is missing; add it",
+        ),
+        (
+            text_with("[databases.d]").replace('one.server = "tcp://10.0.0.1:5432"', "one = {}"),
+            "databases.d.backends.one.server: is missing; add it",
+        ),
+        (
+            text_with("[databases.d]").replace('pgbouncer.database = "shop"\n', ""),
+            "databases.d.pgbouncer.database: is missing; add it",
+        ),
+        (
+            text_with("[databases.d]")
+            .replace('pgbouncer.database = "shop"\n', "")
+            .replace('pgbouncer.address = "tcp://10.0.0.9:6432"\n', ""),
+            "databases.d.pgbouncer: is missing, but clients come via it; "
+            "add its address and database",
+        ),
+        (
+            text_with("[databases.d]").replace("databases.d", "databases.e")
+            + text_with("[databases.d]").partition("[databases.d]")[2].join(["[databases.d]", ""]),
+            'databases.d.endpoint: "tcp:5432" is that of the database "e"; '
+            "give one of them another port",
+        ),
+        (
+            text_with("[databases.d]").replace("[sites.a]\n", '[sites.a]\nuses = ["d", "e"]\n'),
+            'sites.a.uses[1]: "e" is not a database; write "d", or add [databases.e]',
+        ),
+        (
             text_with("[node]", f"drain_time = 0x{'f' * 5000}"),
             f"node.drain_time: a huge number is out of range; {OFTEN['<FROM_0>']}",
         ),

@@ -19,10 +19,15 @@ from awesomeproxy.config import ConfigError
 from awesomeproxy.model import Backend, HealthCheck, Listen, Settings, Site
 
 WHOLE = (ETC / "awesomeproxy.toml").read_text("utf-8")
+NEEDED = ("directory", "endpoint", "backend", "server", "address", "database")
 # The one table that is optional as a whole: not all of its keys have defaults.
 AUTHORITY = WHOLE[WHOLE.index("#[acme]") : WHOLE.index("\n# ---- Listeners")]
-EXAMPLE = WHOLE.replace(AUTHORITY, "")
+# And one that some do without: not all of its keys have defaults either.
+DATABASES = WHOLE[WHOLE.index("#[databases.shop]") : WHOLE.index("# ---- Sites")]
+EXAMPLE = WHOLE.replace(AUTHORITY, "").replace(DATABASES, "")
 
+HEADER = re.compile(r"^#(?=\[)", re.MULTILINE)
+BACKENDS = "[databases.shop.backends.old]"
 OPTIONAL = re.compile(r"^#(?=[a-z0-9_.]+ = )", re.MULTILINE)
 DEFAULT = config.parse(EXAMPLE, "example")
 NODE = ["name", "state_dir", "control", "access_log", "drain_time", "max_connections", "hold"]
@@ -55,7 +60,7 @@ def test_the_example_shows_the_defaults(at: int | None) -> None:
 
 def test_the_authority_of_the_example_lacks_only_an_agreement() -> None:
     """In force it shows all of its keys, with their defaults; agreeing is left to people."""
-    text = OPTIONAL.sub("", AUTHORITY).replace("#[acme]", "[acme]")
+    text = HEADER.sub("", OPTIONAL.sub("", AUTHORITY))
     assert problems(text + EXAMPLE) == (
         "f.toml: acme.terms_agreed: is not true; "
         "read the authority's terms of service, and write true if you agree",
@@ -67,13 +72,47 @@ def test_the_authority_of_the_example_lacks_only_an_agreement() -> None:
     assert config.parse(agreed, "f.toml").acme == acme
 
 
+def test_the_database_of_the_example_shows_all_keys_with_their_defaults() -> None:
+    """In force it is a working one; only via has to be there for a PgBouncer."""
+    text = HEADER.sub("", OPTIONAL.sub("", DATABASES))
+    assert problems(text + EXAMPLE) == (
+        'f.toml: databases.shop.via: is missing, but there is a pgbouncer; write "pgbouncer"',
+    )
+    shown = tomllib.loads(text)["databases"]["shop"]
+    bouncer, backend = shown.pop("pgbouncer"), shown["backends"]["old"]
+    tables: list[tuple[dict[str, Any], Any, set[str]]] = [
+        (shown, model.Database, {"name", "pgbouncer", "options"}),
+        (shown["timeouts"], model.DatabaseTimeouts, set()),
+        (shown["retry"], model.DatabaseRetry, set()),
+        (shown["drain"], model.DatabaseDrain, set()),
+        (shown["hold"], model.HoldLimits, {"max_bytes"}),
+        (bouncer, model.PgBouncer, set()),
+        (backend, model.DatabaseBackend, {"name", "place"}),
+        (backend["service"], model.Service, set()),
+    ]
+    for table, of, others in tables:
+        assert set(table) == {field.name for field in fields(of)} - others, of
+    alone = text.partition("[databases.shop.pgbouncer]")[0] + text[text.index(BACKENDS) :]
+    read = config.parse(alone + EXAMPLE, "f.toml").databases["shop"]
+    server = model.Server("tcp://10.0.0.1:5432", "tcp", "10.0.0.1", 5432)
+    backends = {"old": model.DatabaseBackend("old", server)}
+    assert read == model.Database("shop", shown["endpoint"], "old", backends)
+    via = text.replace('via = ""', 'via = "pgbouncer"').replace('"tcp"', '"postgres"')
+    address = model.Server(bouncer["address"], "unix", path="/run/postgresql/.s.PGSQL.6432")
+    through = config.parse(via + EXAMPLE, "f.toml").databases["shop"].pgbouncer
+    assert through == model.PgBouncer(address, "shop")
+
+
 def test_the_example_shows_every_setting() -> None:
     """Each field of the settings has its line in the example."""
     shown = tomllib.loads(uncommented())
     site = shown["sites"]["example"]
     backend = site["backends"]["old"]
     listen = shown["listen"][0]
-    of_node = {*NODE, "listen", "sites", "tls", "acme"} - {"hold"} | {"max_held", "max_held_bytes"}
+    of_node = {*NODE, "listen", "sites", "databases", "tls", "acme"} - {"hold"} | {
+        "max_held",
+        "max_held_bytes",
+    }
     assert {field.name for field in fields(Settings)} == of_node
     assert list(shown["node"]) == NODE
     assert list(shown["node"]["hold"]) == ["max_requests", "max_bytes"]
@@ -113,8 +152,10 @@ def test_the_overview_has_the_keys_and_defaults_of_the_example() -> None:
             continue
         commented, table, key, default = match.groups()
         if table:
-            shown.append("## " + table.replace(".example", ".NAME").replace(".old", ".NAME"))
-        elif key in ("name", "directory"):
+            for name in (".example", ".shop", ".old"):
+                table = table.replace(name, ".NAME")
+            shown.append(f"## {table}")
+        elif key in ("name", *NEEDED):
             shown.append(f"`{key}` | " + ("host name" if key == "name" else "needed"))
         else:
             is_default = commented or key == "health.path"
@@ -133,7 +174,7 @@ def test_the_service_gives_the_daemon_room() -> None:
 
 # ---- anything at all ------------------------------------------------------------------
 
-IN_FORCE = OPTIONAL.sub("", WHOLE).replace("#[acme]", "[acme]")
+IN_FORCE = HEADER.sub("", OPTIONAL.sub("", WHOLE))
 KEYS = sorted(set(re.findall(r"[a-z0-9_]+(?=[ .])", IN_FORCE)) | {"old", "", "a b"})
 VALUES = st.recursive(
     st.none()
