@@ -164,7 +164,7 @@ async def test_an_empty_database_at_the_target_is_replaced(stage: PostgresStage)
     )
     await stage.admin(TWO, f'CREATE DATABASE "{quoted}"')
     query = (
-        "SELECT datconnlimit, (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) AS a),"
+        "SELECT datconnlimit, (SELECT array_agg(a ORDER BY a::text) FROM unnest(datacl) AS a),"
         " shobj_description(oid, 'pg_database'),"
         " (SELECT array_agg(setconfig::text ORDER BY setrole) FROM pg_db_role_setting"
         f" WHERE setdatabase = oid) FROM pg_database WHERE datname = $${stage.database}$$"

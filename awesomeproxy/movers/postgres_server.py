@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -156,7 +155,7 @@ class PostgresServer:
         try:
             return await self.place.shell.run(*argv, time=time)
         except ShellError as problem:
-            raise self._failed(problem, argv) from None
+            raise self._failed(problem) from None
 
     async def pipe(
         self,
@@ -178,7 +177,7 @@ class PostgresServer:
                 given, target.place.shell, taken, progress=progress, time=LONG
             )
         except ShellError as problem:
-            raise self._failed(problem, given, taken) from None
+            raise self._failed(problem) from None
 
     async def _psql(self, database: str, text: str, time: float) -> str:
         flags = ("--no-psqlrc", "--tuples-only", "--no-align")
@@ -186,14 +185,10 @@ class PostgresServer:
         try:
             return await self.place.shell.run(*argv, input=text.encode(), time=time)
         except ShellError as problem:
-            raise self._failed(problem, argv) from None
+            raise self._failed(problem) from None
 
-    def _failed(self, problem: ShellError, *argvs: list[str]) -> MoverError:
-        said = str(problem)
-        for argv in argvs:  # the words that run it are long, and nobody's business
-            text = shlex.join(argv)
-            shown = text if f"{text}: " in said else text[:157] + "..."
-            before, found, after = said.partition(f"{shown}: ")
-            said = f"{before}{after}" if found else said
+    def _failed(self, problem: ShellError) -> MoverError:
+        # The words that run a program are long, and tell nothing if it has said what is wrong.
+        said = str(problem) if problem.status is None or not problem.said else problem.said
         said = _PASSWORD.sub(r"\1...", _WHERE.sub("", said))
         return MoverError(f"PostgreSQL on {self.node}: {said}")
