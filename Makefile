@@ -30,8 +30,8 @@ test: $(VENV)/.test
 	@.ci/packages pebble:pebble slowhttptest:slowhttptest h2load:nghttp2-client \
 	    rsync:rsync sshd:openssh-server setfacl:acl zfs:zfs-fuse mkfs.btrfs:btrfs-progs \
 	    unshare:util-linux mount:mount mkfs.ext4:e2fsprogs \
-	    /usr/lib/postgresql/15/bin/postgres:postgresql-15 \
-	    mariadbd:mariadb-server
+	    /usr/lib/postgresql/15/bin/postgres:postgresql-15 mariadbd:mariadb-server \
+	    pgbouncer:pgbouncer openssl:openssl
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.lint

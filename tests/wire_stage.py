@@ -173,8 +173,11 @@ def a_mariadb() -> Iterator[Process]:
 
 
 @contextlib.contextmanager
-def a_pgbouncer(port: int, **settings: str) -> Iterator[Process]:
-    """A PgBouncer whose database ``shop`` is what listens at ``port``."""
+def a_pgbouncer(port: int, password: str = "", **settings: str) -> Iterator[Process]:
+    """A PgBouncer whose database ``shop`` is what listens at ``port``.
+
+    :param password: of its administrator.
+    """
     directory, own = _directory("wire-pgb"), free_ports(1)[0]
     try:
         settings = {
@@ -190,7 +193,7 @@ def a_pgbouncer(port: int, **settings: str) -> Iterator[Process]:
         }
         lines = [f"{key} = {value}\n" for key, value in settings.items()]
         shop = f"shop = host={HOST} port={port} dbname=postgres\n"
-        (directory / "users").write_text(f'"{USER}" ""\n"pgbouncer" ""\n')
+        (directory / "users").write_text(f'"{USER}" ""\n"pgbouncer" "{password}"\n')
         (directory / "ini").write_text("".join(["[databases]\n", shop, "[pgbouncer]\n", *lines]))
         argv = [*_AS_USER, "--", shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"]
         server = Process(directory, own, [*argv, f"{directory}/ini"], directory / f".s.PGSQL.{own}")
