@@ -86,8 +86,7 @@ class BtrfsStage(FilesystemStage):
 
     @property
     def harms(self) -> dict[str, Callable[[Path], object]]:
-        # To the mover they are all alike: something would have to be sent.
-        return {name: super(BtrfsStage, self).harms[name] for name in ("longer", "attribute")}
+        return {**super().harms, "mode": lambda at: (at / "one").chmod(0o604)}
 
     def labels(self, side: str) -> list[str]:
         """What is kept on one side."""
