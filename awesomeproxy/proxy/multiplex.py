@@ -33,7 +33,7 @@ from h2.stream import H2Stream
 from hyperframe.frame import GoAwayFrame
 
 from awesomeproxy.proxy.compression import BlockDecoder, FieldEncoder
-from awesomeproxy.proxy.frames import FRAME, Frames
+from awesomeproxy.proxy.frames import FRAME, Frames, Head
 
 WINDOW = 65_535  # bytes of a body that may come before they are asked for, section 6.9.2
 HIGHEST = 2**31 - 1  # of the numbers of streams
@@ -83,6 +83,7 @@ class Multiplex(H2Connection):
         self.frames = Frames(preface=not client, max_block=max_list // 2)
         self.local_settings = Settings(client=client, initial_values=settings)
         self.max_inbound_frame_size = FRAME
+        self._frame_dispatch_table[Head] = self._receive_headers_frame
 
     def begin(self, window: int) -> bytes:
         """The first bytes to send.
@@ -104,14 +105,26 @@ class Multiplex(H2Connection):
         :raise ProtocolError: the connection is to end; what says why is ready to be sent.
         """
         try:
-            frames = self.frames.feed(data)
+            parts = self.frames.feed(data)
         except ProtocolError as fault:
             self._terminate_connection(fault.error_code)
             raise
-        events = super().receive_data(frames)
+        events: list[Event] = []
+        for part in parts:
+            if isinstance(part, Head):
+                events += self._receive_head(part)
+            else:
+                events += super().receive_data(part)
         if self.frames.void:
             events += self._reset_void()
         return events
+
+    def _receive_head(self, head: Head) -> list[Event]:
+        try:
+            return self._receive_frame(head)
+        except ProtocolError as fault:
+            self._terminate_connection(fault.error_code)
+            raise
 
     def _reset_void(self) -> list[Event]:
         """A window that is opened by nothing ends its stream (RFC 9113, section 6.9)."""
