@@ -17,6 +17,8 @@ them has come.  Here whole frames are let through, and on their way
 
 from __future__ import annotations
 
+import struct
+
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from hyperframe.frame import HeadersFrame
@@ -25,11 +27,18 @@ FRAME = 16_384  # bytes of a frame that we take, RFC 9113, section 4.2
 HEAD = 9  # bytes of a frame before its payload
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # section 3.4
 
-HEADERS, PRIORITY, SETTINGS, PUSH_PROMISE, WINDOW_UPDATE, CONTINUATION = 1, 2, 4, 5, 8, 9
+DATA, HEADERS, PRIORITY, SETTINGS, PUSH_PROMISE, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 4, 5, 8, 9
 ACK, END_STREAM, END_HEADERS, PADDED, HAS_PRIORITY = 0x01, 0x01, 0x04, 0x08, 0x20  # flags
 
+_pack = struct.Struct(">HBBBL").pack  # a length in 24 bits, kind, flags, stream
 _LAST = frozenset(("END_HEADERS", "END_STREAM"))
 _NOT_LAST = frozenset(("END_HEADERS",))
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame to send."""
+    length = len(payload)
+    return _pack(length >> 8, length & 0xFF, kind, flags, stream) + payload
 
 
 class BadFrame(ProtocolError):
