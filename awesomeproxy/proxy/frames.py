@@ -10,20 +10,35 @@ them has come.  Here whole frames are let through, and on their way
 - frames of types that RFC 9113 does not know are left out (section 4.1), unless they
   come within a block of fields (section 6.10);
 - the reserved bit of a WINDOW_UPDATE is cleared, and one that opens a stream's window by
-  nothing is left out, for that stream to be reset (section 6.9).
+  nothing is left out, for that stream to be reset (section 6.9);
+- a HEADERS that is nothing but a whole block of fields, as nearly all are, is not parsed
+  once more: it is handed over as a :class:`Head`.
 """
 
 from __future__ import annotations
 
+import struct
+
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
+from hyperframe.frame import HeadersFrame
 
 FRAME = 16_384  # bytes of a frame that we take, RFC 9113, section 4.2
 HEAD = 9  # bytes of a frame before its payload
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # section 3.4
 
-HEADERS, PRIORITY, SETTINGS, PUSH_PROMISE, WINDOW_UPDATE, CONTINUATION = 1, 2, 4, 5, 8, 9
-ACK, END_HEADERS, PADDED, HAS_PRIORITY = 0x01, 0x04, 0x08, 0x20  # flags
+DATA, HEADERS, PRIORITY, SETTINGS, PUSH_PROMISE, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 4, 5, 8, 9
+ACK, END_STREAM, END_HEADERS, PADDED, HAS_PRIORITY = 0x01, 0x01, 0x04, 0x08, 0x20  # flags
+
+_pack = struct.Struct(">HBBBL").pack  # a length in 24 bits, kind, flags, stream
+_LAST = frozenset(("END_HEADERS", "END_STREAM"))
+_NOT_LAST = frozenset(("END_HEADERS",))
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame to send."""
+    length = len(payload)
+    return _pack(length >> 8, length & 0xFF, kind, flags, stream) + payload
 
 
 class BadFrame(ProtocolError):
@@ -40,6 +55,21 @@ class TooMuch(ProtocolError):
     """The peer asks for more work or memory than it may."""
 
     error_code = ErrorCodes.ENHANCE_YOUR_CALM
+
+
+class Head(HeadersFrame):
+    """A HEADERS, and what the library asks of one: neither padded, nor with a priority."""
+
+    def __init__(self, stream: int, last: bool, block: bytes) -> None:
+        """
+        :param last: the stream ends with it.
+        """
+        # Not as the library does it, whose sets of flags take longer than all else here.
+        self.stream_id = stream
+        self.flags = _LAST if last else _NOT_LAST  # type: ignore[assignment]
+        self.data = block
+
+    __repr__ = object.__repr__  # the library logs it, to nowhere
 
 
 class Frames:
@@ -71,8 +101,8 @@ class Frames:
             return self._block >= 0
         return len(kept) < HEAD or kept[3] in (HEADERS, CONTINUATION)
 
-    def feed(self, data: bytes) -> bytes:
-        """Take what has arrived; return what of it is for the library.
+    def feed(self, data: bytes) -> list[bytes | Head]:
+        """Take what has arrived; return what of it is for the library, in order.
 
         :raise ProtocolError: the connection is to end.
         """
@@ -84,10 +114,10 @@ class Frames:
                 raise BadFrame("the preface is none")
             if len(data) < len(PREFACE):
                 self._kept = data
-                return b""
+                return []
             self._preface = False
             position = len(PREFACE)
-        passed: list[bytes] = []
+        passed: list[bytes | Head] = []
         begin = 0  # of what is passed on as it came
         end = len(data)
         while end - position >= HEAD:
@@ -100,21 +130,21 @@ class Frames:
                 break
             if kind or self._first or self._block >= 0:
                 head, payload = data[position : position + HEAD], data[position + HEAD : after]
-                changed = self._look(kind, head, payload)
-                if changed is not None:
-                    passed.append(data[begin:position])
-                    if changed:
-                        passed.append(head + changed)
+                instead = self._look(kind, head, payload)
+                if instead is not None:
+                    if begin < position:
+                        passed.append(data[begin:position])
+                    if instead:
+                        passed.append(instead)
                     begin = after
             position = after
         self._kept = data[position:]
-        if not passed:
-            return data[:position]
-        passed.append(data[begin:position])
-        return b"".join(passed)
+        if begin < position:
+            passed.append(data[begin:position])
+        return passed
 
-    def _look(self, kind: int, head: bytes, payload: bytes) -> bytes | None:
-        """Judge a frame; return another payload, an empty one to leave it out, or None."""
+    def _look(self, kind: int, head: bytes, payload: bytes) -> bytes | Head | None:
+        """Judge a frame; return what is passed on instead, b"" to leave it out, or None."""
         flags = head[4]
         if self._first:
             if kind != SETTINGS or flags & ACK:
@@ -124,6 +154,9 @@ class Frames:
             raise BadFrame("there is a frame within a block of fields")
         if kind in (HEADERS, CONTINUATION, PUSH_PROMISE):
             self._look_at_block(kind, flags, payload)
+            if kind == HEADERS and flags & (END_HEADERS | PADDED | HAS_PRIORITY) == END_HEADERS:
+                stream = int.from_bytes(head[5:], "big") & 0x7FFFFFFF
+                return Head(stream, bool(flags & END_STREAM), payload) if stream else None
         elif kind == SETTINGS:
             if flags & ACK and payload:
                 raise TooLong("a SETTINGS that acknowledges is not empty")
@@ -144,7 +177,7 @@ class Frames:
         if not increment and stream:
             self.void.append(stream)
             return b""
-        return increment.to_bytes(4, "big") if payload[0] & 0x80 else None
+        return head + increment.to_bytes(4, "big") if payload[0] & 0x80 else None
 
     def _look_at_block(self, kind: int, flags: int, payload: bytes) -> None:
         if kind == HEADERS and flags & PADDED:

@@ -318,7 +318,7 @@ class Http2Connection(Protocol):
         :param last: it has no body.
         """
         try:
-            self._h2.send_headers(stream.number, fields, end_stream=last)
+            self._h2.respond(stream.number, fields, last)
         except ProtocolError:
             return
         if last:
@@ -344,12 +344,12 @@ class Http2Connection(Protocol):
         number = stream.number
         while not self._full:
             if stream.unsent:
-                room = min(h2.local_flow_control_window(number), h2.max_outbound_frame_size)
+                room = h2.room(number)
                 if room <= 0 or frames <= 0:
                     return False
                 frames -= 1
                 data, last = stream.take(room)
-                h2.send_data(number, data, end_stream=last)
+                h2.send_part(number, data, last)
                 stream.end_sent = last
                 if last:
                     return True
@@ -357,7 +357,7 @@ class Http2Connection(Protocol):
             if stream.to_end and not stream.end_sent:
                 trailers = stream.take_trailers()
                 if trailers:
-                    h2.send_headers(number, trailers, end_stream=True)
+                    h2.respond(number, trailers, True)
                 else:
                     h2.end_stream(number)
                 stream.end_sent = True

@@ -184,11 +184,11 @@ class ServerSession(Protocol):
         try:
             while stream.to_send and not self._full:
                 if stream.unsent:
-                    room = min(h2.local_flow_control_window(number), h2.max_outbound_frame_size)
+                    room = h2.room(number)
                     if room <= 0:
                         break
                     data, last = stream.take(room)
-                    h2.send_data(number, data, end_stream=last)
+                    h2.send_part(number, data, last)
                 else:
                     trailers = stream.take_trailers()
                     if trailers:
