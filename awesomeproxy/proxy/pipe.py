@@ -191,9 +191,13 @@ class Pipe(Protocol):
             self._leave(b"")
 
     def server_lost(self) -> None:
-        """The server's connection has broken."""
+        """The server's connection has broken; which is as good as an end, after the client's."""
         self.server = None
-        if not self._leaving:
+        if self._leaving:
+            return
+        if self._client_ended:
+            self._leave(b"")
+        else:
             self.database.failed += 1
             self.abort()
 
