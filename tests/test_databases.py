@@ -49,6 +49,7 @@ from awesomeproxy.proxy.plane import Plane
 
 NAME = "database:shop"
 START = b"\0\0\0\x12\0\3\0\0user\0app\0\0"
+SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 READY, IN_TRANSACTION = b"Z\0\0\0\5I", b"Z\0\0\0\5T"
 QUERY = b"Q\0\0\0\x08one\0"
 TERMINATE = b"X\0\0\0\4"
@@ -582,6 +583,36 @@ async def test_a_server_that_stays_away_costs_its_budget() -> None:
         s.place(Mode.OPEN, "two")
         await s.connect(START)
         await s.origins[1].accept()
+
+
+@twisted_test
+async def test_a_server_that_starts_is_waited_for() -> None:
+    """Who is told that nobody is let in yet begins anew, with what it has begun with."""
+    async with stage("postgres") as s:
+        client = await s.connect(SSL_REQUEST)
+        server = await s.origins[0].accept()
+        server.write(b"N")
+        await client.exactly(1)
+        client.write(START)
+        await server.exactly(len(SSL_REQUEST + START))
+        server.write(error("57P03", "the database system is starting up"))
+        await s.held()
+        assert s.seen.state == "unreachable"
+        await s.pass_time(1)
+        server = await s.origins[0].accept()
+        assert await server.exactly(len(START)) == START
+        server.write(error("57P03", "the database system is starting up"))
+        await s.held()
+        s.place(Mode.HOLDING)
+        s.place(Mode.OPEN, "two")
+        server = await s.origins[1].accept()
+        assert await server.exactly(len(START)) == START
+        server.write(READY)
+        assert await client.exactly(len(READY)) == READY
+        client.write(QUERY)
+        assert await server.exactly(len(QUERY)) == QUERY
+        server.write(error("57P03", "the database system is shutting down"))
+        assert b"shutting down" in await client.until(b"down\0\0")
 
 
 @twisted_test

@@ -21,6 +21,7 @@ class Session:
 
     def __init__(self) -> None:
         self.opaque = True  # it cannot be followed, from the beginning or any more
+        self.opening = b""  # what the client has begun with, while it has no answer to that
 
     @property
     def idle(self) -> bool:
@@ -30,6 +31,10 @@ class Session:
     @property
     def between(self) -> bool:
         """Whether the client can be told something: nothing of a message is under way to it."""
+        return False
+
+    def turned_away(self, data: bytes) -> bool:
+        """Whether ``data``, from the server, says that it does not let anybody in yet."""
         return False
 
     def from_client(self, data: bytes) -> None:

@@ -134,6 +134,10 @@ class PostgresSession(Session):
         """As the server itself says it while it starts."""
         return error("57P03", why)
 
+    def turned_away(self, data: bytes) -> bool:
+        """Whether it starts or stops, and says so instead of asking who it is."""
+        return bool(self.opening) and data[:1] == b"E" and b"\0C57P03\0" in data
+
     # The client
 
     def from_client(self, data: bytes) -> None:
@@ -168,6 +172,7 @@ class PostgresSession(Session):
                 break
             else:
                 self._started = True
+                self.opening = data[:length]
                 return data[length:]
         self._starting = data
         return b""
@@ -215,6 +220,8 @@ class PostgresSession(Session):
             else:
                 self.opaque = True
                 return
+        if data and self._started:
+            self.opening = b""
         for kind, first in self._server.feed(data):
             if kind == ord("Z"):
                 self._answered(first)

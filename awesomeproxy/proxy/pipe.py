@@ -107,13 +107,23 @@ class Pipe(Protocol):
         server = self.server
         if server is None or self._said or self._leaving:
             return self._waiting is not None
+        self._let_go(server)
+        self._wait(self._came)
+        return True
+
+    def _let_go(self, server: ServerEnd) -> None:
         if server.ready:
             self.transport.unregisterProducer()
             self.transport.pauseProducing()
         self.server = None
         server.call_off()
+
+    def _turned_away(self, server: ServerEnd) -> None:
+        """The server lets nobody in yet: that is as if it could not be reached."""
+        self._said = False
+        self._let_go(server)
+        self.database.unreachable("it takes connections, but lets nobody in yet")
         self._wait(self._came)
-        return True
 
     # Passing on
 
@@ -123,6 +133,8 @@ class Pipe(Protocol):
         self._watch_idle()
         self.transport.registerProducer(Source(server.transport), True)
         server.transport.registerProducer(Source(self.transport), True)
+        if self.session.opening:
+            server.transport.write(self.session.opening)  # another server was told already
         self.transport.resumeProducing()
         self.database.settle(self)
 
@@ -136,10 +148,14 @@ class Pipe(Protocol):
 
     def from_server(self, data: bytes) -> None:
         """The server has spoken."""
-        if not self._leaving:
-            self.transport.write(data)
-            self.session.from_server(data)
-            self._moved()
+        if self._leaving:
+            return
+        if self.server is not None and self.session.turned_away(data):
+            self._turned_away(self.server)
+            return
+        self.transport.write(data)
+        self.session.from_server(data)
+        self._moved()
 
     def _moved(self) -> None:
         self._said = True
@@ -175,9 +191,13 @@ class Pipe(Protocol):
             self._leave(b"")
 
     def server_lost(self) -> None:
-        """The server's connection has broken."""
+        """The server's connection has broken; which is as good as an end, after the client's."""
         self.server = None
-        if not self._leaving:
+        if self._leaving:
+            return
+        if self._client_ended:
+            self._leave(b"")
+        else:
             self.database.failed += 1
             self.abort()
 
