@@ -10,6 +10,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -75,8 +76,9 @@ class Moves:
         return self._loader(self.world(), plan)
 
     def _loader(self, world: World, plan: Plan) -> Callable[[int], Any] | None:
-        scratch = f"{self._host.settings.state_dir}/movers"
-        return Loading(self._host.reactor, world, self.shell, scratch).loader(plan)
+        scratch = Path(self._host.settings.state_dir) / "movers"
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        return Loading(self._host.reactor, world, self.shell, str(scratch)).loader(plan)
 
     def world(self, sites: Mapping[str, Site] | None = None) -> World:
         """All that a plan is made from; ``sites``: these instead of those that are served."""

@@ -1,0 +1,209 @@
+"""Two servers of a hosting provider, on this machine: each with its own network and mounts.
+
+A server is a network namespace with an address of its own and a mount namespace, in which
+``sshd`` runs and whatever else a test starts there.  The daemon of the test stands outside
+of both, reaches them through ssh, and they reach its listeners through the server's gateway.
+What is started in a server dies with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from daemon_stage import Daemon, free_ports
+from ssh_stage import SSHD
+from stage_waiting import until
+
+_SERVER = """
+ListenAddress {address}:22
+HostKey {keys}/host_key
+AuthorizedKeysFile {keys}/client_key.pub
+PidFile none
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+MaxStartups 100
+MaxSessions 100
+"""
+
+_CLIENT = """
+Host {name}
+    HostName {address}
+    User root
+    IdentityFile {keys}/client_key
+    IdentitiesOnly yes
+    HostKeyAlias any
+    UserKnownHostsFile {keys}/known_hosts
+    GlobalKnownHostsFile none
+    StrictHostKeyChecking yes
+"""
+
+
+def run(*argv: str, **more: object) -> str:
+    """What a command prints; AssertionError with its words if it fails."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{argv}: {done.stderr or done.stdout}"
+    return str(done.stdout)
+
+
+@dataclass
+class Server:
+    """One server; ``address`` is its own, ``gateway`` the daemon's on their network."""
+
+    name: str
+    directory: Path
+    gateway: str
+    address: str
+    space: str  # what its namespace and its cables are called
+    keeper: subprocess.Popen[bytes] | None = None
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def inside(self, argv: Sequence[str]) -> list[str]:
+        """A command, to be run in the server."""
+        assert self.keeper is not None
+        return ["nsenter", f"--target={self.keeper.pid}", "--mount", "--net", "--", *argv]
+
+    def run(self, *argv: str) -> str:
+        """Run a command in the server; what it prints."""
+        return run(*self.inside(argv))
+
+    def spawn(self, *argv: str, log: str) -> subprocess.Popen[bytes]:
+        """Start something in the server, that ends with it."""
+        words = self.inside(["setpriv", "--pdeathsig", "KILL", "--", *argv])
+        with open(self.directory / log, "ab") as out:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/"
+            )
+        self.processes.append(process)
+        return process
+
+    def create(self, bridge: str) -> None:
+        """Make its network, plugged into ``bridge``, and its mounts."""
+        host, own = f"{self.space}h", f"{self.space}s"
+        run("ip", "netns", "add", self.space)
+        run("ip", "link", "add", host, "type", "veth", "peer", "name", own, "netns", self.space)
+        run("ip", "link", "set", host, "master", bridge, "up")
+        inside = ("ip", "-n", self.space)
+        run(*inside, "address", "add", f"{self.address}/24", "dev", own)
+        run(*inside, "link", "set", own, "up")
+        run(*inside, "link", "set", "lo", "up")
+        self.directory.mkdir(parents=True)
+        # A private one would keep what is mounted elsewhere from being unmounted.
+        words = ["ip", "netns", "exec", self.space, "unshare", "--mount", "--propagation", "slave"]
+        words += ["setpriv", "--pdeathsig", "KILL", "--", "sleep", "infinity"]
+        self.keeper = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+
+    async def start(self, keys: Path) -> None:
+        """Have it reached through ssh."""
+        keeper = self.keeper
+        assert keeper is not None
+        await until(lambda: _command(keeper.pid) == "sleep", "the server's namespaces")
+        config = self.directory / "sshd_config"
+        config.write_text(_SERVER.format(address=self.address, keys=keys))
+        self.spawn(SSHD, "-D", "-e", "-f", str(config), log="sshd.log")
+        log = self.directory / "sshd.log"
+        await until(lambda: "Server listening" in log.read_text(), "sshd")
+
+    def cut(self, *, off: bool = True) -> None:
+        """Pull the network cable, or put it back."""
+        run("ip", "link", "set", f"{self.space}h", "down" if off else "up")
+
+    def close(self) -> None:
+        """End all that runs there, and take it away."""
+        with contextlib.suppress(subprocess.SubprocessError):
+            pids = subprocess.run(
+                ["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False
+            )
+            for pid in map(int, pids.stdout.split()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for process in (*self.processes, *([self.keeper] if self.keeper else [])):
+            process.kill()
+            process.wait()
+        subprocess.run(["ip", "netns", "delete", self.space], check=False)
+        for point in _mounted_in(self.directory):  # what closes a directory outlives it
+            subprocess.run(["umount", "--lazy", point], check=False)
+
+
+def _mounted_in(directory: Path) -> list[str]:
+    """The mount points beneath a directory, the innermost first."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [point for point in reversed(points) if point.startswith(f"{directory}/")]
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+@dataclass
+class Servers:
+    """Both of them, and a daemon that is not configured yet."""
+
+    one: Server
+    two: Server
+    daemon: Daemon
+    keys: Path
+
+    @property
+    def both(self) -> tuple[Server, Server]:
+        return self.one, self.two
+
+    @property
+    def nodes(self) -> str:
+        """The tables of the nodes, for the configuration."""
+        return "\n".join(
+            f'[nodes.{each.name}]\nssh = "{each.name}"\nconfig = "{self.keys}/ssh_config"'
+            for each in self.both
+        )
+
+
+async def two_servers(tmp_path: Path) -> AsyncIterator[Servers]:
+    """Two servers that run, for ``servers = twisted_fixture(two_servers)``."""
+    keys = Path(tempfile.mkdtemp(prefix="servers-"))
+    for name in ("host_key", "client_key"):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
+    (keys / "known_hosts").write_text(f"any {(keys / 'host_key.pub').read_text()}")
+    number = random.randrange(64 * 256)
+    bridge, net = f"ap{number:x}", f"10.{64 + number // 256}.{number % 256}"
+    one = Server("one", tmp_path / "one", f"{net}.1", f"{net}.2", f"{bridge}a")
+    two = Server("two", tmp_path / "two", f"{net}.1", f"{net}.3", f"{bridge}b")
+    daemon = Daemon(tmp_path / "daemon", free_ports(1)[0])
+    daemon.directory.mkdir()
+    made = Servers(one, two, daemon, keys)
+    try:
+        run("ip", "link", "add", bridge, "type", "bridge")
+        run("ip", "address", "add", f"{net}.1/24", "dev", bridge)
+        run("ip", "link", "set", bridge, "up")
+        for server in made.both:
+            server.create(bridge)
+        (keys / "ssh_config").write_text(
+            "".join(
+                _CLIENT.format(name=each.name, address=each.address, keys=keys)
+                for each in made.both
+            )
+        )
+        for server in made.both:
+            await server.start(keys)
+        yield made
+    finally:
+        if daemon.running:
+            await daemon.kill()
+        for talk in daemon.talks:
+            await talk.close()
+        for server in made.both:
+            server.close()
+        subprocess.run(["ip", "link", "delete", bridge], check=False)
+        shutil.rmtree(keys)

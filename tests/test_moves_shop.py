@@ -1,0 +1,168 @@
+"""A shop in Python, with PostgreSQL, moves between two servers and back under load."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon_stage import Load, free_ports, twisted_fixture, twisted_test
+from postgres_stage import PROGRAMS, USER
+from servers_stage import Server, Servers, two_servers
+from stage_waiting import until
+
+servers = twisted_fixture(two_servers)
+
+HERE = Path(__file__).parent
+_AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--"]
+_SETTINGS = {
+    "wal_level": "logical",
+    "fsync": "off",
+    "shared_buffers": "16MB",
+    "wal_retrieve_retry_interval": "200ms",
+    "unix_socket_directories": "/srv/pg",
+}
+
+
+@dataclass
+class Shop:
+    """The shop, on both servers."""
+
+    servers: Servers
+    port: int  # of the database's listener
+
+    @classmethod
+    async def build(cls, servers: Servers, method: str) -> Shop:
+        shop = cls(servers, free_ports(1)[0])
+        for server in servers.both:
+            shop.furnish(server)
+        await shop.starts()
+        shop.psql(servers.one, "postgres", "CREATE DATABASE shop")
+        shop.psql(
+            servers.one,
+            "shop",
+            "CREATE TABLE orders (id serial PRIMARY KEY, number bigint NOT NULL)",
+        )
+        daemon = servers.daemon
+        daemon.configure(servers.nodes, shop.tables(method))
+        servers.one.run(*shop.service(servers.one, "start"))
+        await daemon.start()
+        return shop
+
+    def furnish(self, server: Server) -> None:
+        """A disk with a directory for the site, and one for the database server."""
+        disk = server.directory / "srv"
+        disk.mkdir()
+        server.run("mount", "--bind", str(disk), "/srv")
+        for name in ("pg", "shop/orders") if server.name == "one" else ("pg",):
+            (disk / name).mkdir(parents=True)
+        shutil.chown(disk / "pg", USER, USER)
+        how = ["--no-sync", "--auth=trust", f"--username={USER}", "--encoding=UTF8"]
+        server.run(*_AS_USER, f"{PROGRAMS}/initdb", *how, "--pgdata=/srv/pg/data")
+        (disk / "pg/data/pg_hba.conf").write_text(
+            f"local all all trust\nhost all all {server.gateway}/24 trust\n"
+        )
+        self.start_database(server)
+
+    def start_database(self, server: Server) -> None:
+        settings = {**_SETTINGS, "listen_addresses": server.address}
+        words = [f"--{key}={value}" for key, value in settings.items()]
+        server.spawn(
+            *_AS_USER, f"{PROGRAMS}/postgres", "-D", "/srv/pg/data", *words, log="postgres.log"
+        )
+
+    async def starts(self) -> None:
+        for server in self.servers.both:
+            ready = server.inside([f"{PROGRAMS}/pg_isready", "-q", "-h", "/srv/pg"])
+            await until(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL")  # noqa: B023
+
+    def psql(self, server: Server, database: str, statement: str) -> str:
+        return server.run(
+            "psql", "-XAtq", "-h", "/srv/pg", "-U", USER, "-d", database, "-c", statement
+        )
+
+    def service(self, server: Server, act: str) -> list[str]:
+        conninfo = f"host={server.gateway} port={self.port} dbname=shop user={USER}"
+        app = [sys.executable, str(HERE / "shop_app.py"), "/srv/shop", server.address, "8000"]
+        words = [act, f"{server.directory}/shop.pid", "8000", *app, conninfo]
+        return [str(HERE / "service.sh"), *words]
+
+    def tables(self, method: str) -> str:
+        lines = [
+            "[filesystems.shop]",
+            'mover = "rsync"',
+            'node = "one"',
+            'on.one.path = "/srv/shop"',
+            'on.two.path = "/srv/shop"',
+            "[databases.shop]",
+            f'endpoint = "tcp:{self.port}"',
+            'protocol = "postgres"',
+            'mover = "postgres"',
+            'backend = "one"',
+            f'options.method = "{method}"',
+            "drain.grace = 0.1",
+            "[sites.shop]",
+            'hosts = ["blog.test"]',
+            'backend = "one"',
+            'filesystem = "shop"',
+            'uses = ["shop"]',
+        ]
+        for server in self.servers.both:
+            quoted = {act: str(self.service(server, act)).replace("'", '"') for act in _ACTS}
+            conninfo = f"host={server.address} user={USER} dbname=shop"
+            lines += [
+                f"[databases.shop.backends.{server.name}]",
+                f'server = "tcp://{server.address}:5432"',
+                f'node = "{server.name}"',
+                f"[databases.shop.backends.{server.name}.place]",
+                'database = "shop"',
+                'socket = "/srv/pg"',
+                f'conninfo = "{conninfo}"',
+                f"[sites.shop.backends.{server.name}]",
+                f'servers = ["http://{server.address}:8000"]',
+                f'node = "{server.name}"',
+                'health = { path = "/health", interval = "1s" }',
+                *(f"service.{act} = {words}" for act, words in quoted.items()),
+            ]
+        return "\n".join(lines)
+
+    def orders(self, server: Server) -> Counter[int]:
+        """The rows that are there, and how often."""
+        return Counter(map(int, self.psql(server, "shop", "SELECT number FROM orders").split()))
+
+    def files(self, server: Server) -> set[int]:
+        return {int(each.name) for each in (server.directory / "srv/shop/orders").iterdir()}
+
+
+_ACTS = ("start", "stop")
+
+
+async def passes(shop: Shop, load: Load, server: Server) -> None:
+    """Nothing has failed, and each order that was acknowledged is there once, row and file."""
+    result = await load.passes()
+    acknowledged = set(result.acknowledged())
+    orders = shop.orders(server)
+    assert acknowledged <= set(orders)
+    assert set(orders.values()) == {1}
+    assert acknowledged <= shop.files(server)
+
+
+@twisted_test
+async def test_a_shop_moves_to_and_fro_with_its_files_and_its_database(servers: Servers) -> None:
+    """Under orders that each write a row and a file nothing fails, is lost, or is there twice."""
+    shop = await Shop.build(servers, "replicate")
+    daemon = servers.daemon
+    load = daemon.load(method="POST", rate=20.0, timeout=60.0)
+    await load.flows(20)
+    for server in (servers.two, servers.one):
+        ledger = await daemon.ask(
+            "migrate", site="shop", to=server.name, databases={"shop": server.name}, max_pause=60.0
+        )
+        print(ledger)
+        assert ledger["outcome"] == "done"
+        assert ledger["failed"] == ledger["ambiguous"] == 0
+        await load.flows(20)
+    await passes(shop, load, servers.one)
