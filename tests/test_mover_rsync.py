@@ -34,6 +34,12 @@ class TestRsync(FilesystemContract):
     """On one node."""
 
 
+def fresh(path: Path) -> Path:
+    """A path with nothing there any more."""
+    path.unlink()
+    return path
+
+
 @twisted_test
 async def test_all_that_may_differ_is_found(stage: RsyncStage) -> None:
     """And what does not differ is verified, again and again."""
@@ -54,9 +60,9 @@ async def test_all_that_may_differ_is_found(stage: RsyncStage) -> None:
         "attribute": lambda: os.setxattr(file, "user.more", b"1"),
         "other attribute": lambda: os.setxattr(two / "rights", "user.directory", b"new"),
         "list": lambda: subprocess.run(["setfacl", "-m", "u:9:r", file], check=True),
-        "hard link": lambda: ((two / "linked").unlink(), (two / "linked").write_bytes(b"one")),
-        "link": lambda: ((two / "link").unlink(), (two / "link").symlink_to("two")),
-        "kind": lambda: ((two / "two").unlink(), (two / "two").mkdir()),
+        "hard link": lambda: fresh(two / "linked").write_bytes(b"one"),
+        "link": lambda: fresh(two / "link").symlink_to("two"),
+        "kind": lambda: fresh(two / "two").mkdir(),
     }
     for what, harm in wrong.items():
         kept = picture(two)
