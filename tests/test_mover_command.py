@@ -136,7 +136,8 @@ async def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
     }
     for text, problem in problems.items():
         for name in (*STEPS, *UNDO):
-            made = mover(tmp_path, **{"detach": ["true"], name: script(text)}, time=0.3)
+            written: dict[str, Any] = {"detach": ["true"], name: script(text), "time": 0.3}
+            made = mover(tmp_path, **written)
             with pytest.raises(MoverError, match=f"filesystem web: {name}: failed: .*{problem}"):
                 await step(made, name)
             if text.startswith("sleep"):

@@ -90,7 +90,7 @@ def survey(path: bytes) -> dict[str, Any]:
         empty=not set(os.listdir(path)) - {b"lost+found"},
         below=[os.fsdecode(point) for point in below],
         name=os.getxattr(path, NAME).decode() if NAME.decode() in marks else "",
-        holders=[text for _, text in _holders(tree)],
+        holders=[text for _, text in _holders(tree, set(_processes()))],
     )
     return found
 
@@ -111,11 +111,15 @@ def close(path: bytes, migration: str, name: str, how: str) -> None:
     tree = _tree(path, _mounts())
     own = f"{OWN}={name}".encode()
     late = time.monotonic() + PATIENCE
-    unseen = 0
-    while unseen < 2:  # who began while we looked is seen the second time
-        _everywhere(lambda proc: _lay(tree, proc))
-        holders = _holders(tree)
-        unseen = 0 if holders else unseen + 1
+    laid: set[int] = set()  # namespaces
+    cleared: set[int] = set()  # processes
+    rounds = 0
+    while rounds < 2:  # who began while we looked is seen the second time
+        _everywhere(lambda proc: _lay(tree, proc), laid)
+        looked = set(_processes()) - cleared
+        holders = _holders(tree, looked)
+        cleared |= looked - {pid for pid, _ in holders}
+        rounds = 0 if holders else rounds + 1
         for pid, _ in holders:
             if own in _read(f"/proc/{pid}/environ").split(b"\0"):
                 with contextlib.suppress(ProcessLookupError):
@@ -133,7 +137,7 @@ def open_again(path: bytes, migration: str) -> bool:
     if not closed_by(path, migration):
         return False
     tree = _tree(path, _mounts())
-    _everywhere(lambda proc: _lift(tree, proc))
+    _everywhere(lambda proc: _lift(tree, proc), set())
     return True
 
 
@@ -302,12 +306,11 @@ def _processes() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def _everywhere(act: Callable[[int], None]) -> None:
-    """Call ``act`` in each mount namespace that has a process.
+def _everywhere(act: Callable[[int], None], seen: set[int]) -> None:
+    """Call ``act`` in each mount namespace that has a process, and is not among the seen.
 
     It is given /proc, open, since the namespace of a container may have none.
     """
-    seen: set[int] = set()
     for pid in [os.getpid(), *_processes()]:
         # It may have ended; and who has more rights than root has here is left alone.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
@@ -342,19 +345,19 @@ def _inside_of(space: int, act: Callable[[int], None]) -> None:
         raise OSError(said.decode())
 
 
-def _holders(tree: Tree) -> list[tuple[int, str]]:
-    """Who can still write to the tree: the number of each process, and what it has."""
+def _holders(tree: Tree, among: set[int]) -> list[tuple[int, str]]:
+    """Who of ``among`` can still write to the tree: the process's number, and what it has."""
     known: dict[int, Mount] = {}
     tables = set()
     found = []
-    for pid in _processes():
+    for pid in among:
         with contextlib.suppress(OSError):  # it has ended
             root = os.readlink(f"/proc/{pid}/root")
             table = (os.stat(f"/proc/{pid}/ns/mnt").st_ino, root)
             if table not in tables:
                 tables.add(table)
                 known.update((m.id, m) for m in _mounts(_read(f"/proc/{pid}/mountinfo")))
-    for pid in _processes():
+    for pid in among:
         if pid != os.getpid() and (what := _held(pid, tree, known)):
             command = os.fsdecode(_read(f"/proc/{pid}/comm").strip())
             found.append((pid, f"process {pid} ({command}) {what}"))
