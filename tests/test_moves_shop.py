@@ -155,7 +155,7 @@ async def test_a_shop_moves_to_and_fro_with_its_files_and_its_database(servers: 
     """Under orders that each write a row and a file nothing fails, is lost, or is there twice."""
     shop = await Shop.build(servers, "replicate")
     daemon = servers.daemon
-    load = daemon.load(method="POST", rate=20.0, timeout=60.0)
+    load = daemon.load(method="POST", rate=20.0, duration=600.0, timeout=60.0)
     await load.flows(20)
     for server in (servers.two, servers.one):
         ledger = await daemon.ask(
