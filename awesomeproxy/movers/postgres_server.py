@@ -21,29 +21,30 @@ from awesomeproxy.movers.shell import TIME, ShellError
 
 MAINTENANCE = "postgres"  # the database of every server, from which others are altered
 LONG = 7 * 86400.0  # seconds: as long as it takes, who waits has a deadline of its own
+# The settings go as one query, which is one turn instead of many.
 _PROLOGUE = """\
 \\set QUIET on
 \\set ON_ERROR_STOP on
 \\set VERBOSITY terse
 \\set SHOW_CONTEXT never
-SET standard_conforming_strings = on;
-SET session_replication_role = replica;
-SET default_transaction_read_only = off;
-SET synchronous_commit = on;
-SET client_connection_check_interval = '1s';
-SET client_min_messages = error;
-SET log_statement = 'none';
-SET log_min_duration_statement = -1;
-SET log_min_error_statement = panic;
-SET statement_timeout = 0;
-SET lock_timeout = 0;
-SET idle_in_transaction_session_timeout = 0;
-SET DateStyle = 'ISO';
-SET IntervalStyle = 'postgres';
-SET TimeZone = 'UTC';
-SET bytea_output = 'hex';
-SET extra_float_digits = 1;
-SET xmloption = 'content';
+SET standard_conforming_strings = on\\;
+SET session_replication_role = replica\\;
+SET default_transaction_read_only = off\\;
+SET synchronous_commit = on\\;
+SET client_connection_check_interval = '1s'\\;
+SET client_min_messages = error\\;
+SET log_statement = 'none'\\;
+SET log_min_duration_statement = -1\\;
+SET log_min_error_statement = panic\\;
+SET statement_timeout = 0\\;
+SET lock_timeout = 0\\;
+SET idle_in_transaction_session_timeout = 0\\;
+SET DateStyle = 'ISO'\\;
+SET IntervalStyle = 'postgres'\\;
+SET TimeZone = 'UTC'\\;
+SET bytea_output = 'hex'\\;
+SET extra_float_digits = 1\\;
+SET xmloption = 'content'\\;
 SET search_path = pg_catalog;
 """
 _WHERE = re.compile(r"psql:<stdin>:[0-9]+: ")
