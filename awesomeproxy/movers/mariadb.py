@@ -84,8 +84,8 @@ class MariadbMover:
         await self._closed.close()
 
     async def unfence(self) -> None:
-        if await self._closed.open():
-            await self._closed.forget()
+        await self._closed.open()
+        await self._closed.forget()
 
     async def sync(self, progress: Progress) -> int:
         stage = await self._following.stage()
