@@ -6,6 +6,7 @@ and takes away what it has made.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -141,6 +142,8 @@ def _install(data: Path) -> None:
             "--skip-test-db",
         ],
         check=True,
+        # A server that starts takes temporary tables away, those of others, too.
+        env={**os.environ, "TMPDIR": str(data.parent)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

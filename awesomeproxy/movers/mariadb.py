@@ -84,11 +84,17 @@ class MariadbMover:
         await self._closed.close()
 
     async def unfence(self) -> None:
-        if await self._closed.open():
-            await self._closed.forget()
+        await self._closed.open()
+        await self._closed.forget()
 
     async def sync(self, progress: Progress) -> int:
-        if await self._following.stage() == "following":
+        stage = await self._following.stage()
+        if stage and stage != "following":
+            raise MoverError(
+                f"the copy of {self._database!r} on {self._target.node} is {stage}, and cannot be "
+                "made anew in the pause; begin with another round"
+            )
+        if stage:
             # The fence's own statements are behind the last that anybody else could do.
             last = await self._source.value("SELECT @@GLOBAL.gtid_binlog_pos")
             return await self._following.reach(last, progress)

@@ -82,7 +82,7 @@ class Closing:
         )
 
     async def forget(self) -> None:
-        """Take the record away, when the database is open again."""
+        """Take the record away, of a database that is open, or was never begun to be closed."""
         left = [each for each in await self.server.tables(self.place) if each != RECORD]
         if left:
             raise MoverError(
@@ -115,19 +115,16 @@ class Closing:
                 await self.server.run(f"UNINSTALL SONAME {_PLUGIN}")
         await self.write(closed, "closed")
 
-    async def open(self) -> bool:
-        """Open it, if it is closed or half closed; the record stays.
-
-        :return: whether there is a record.
-        """
+    async def open(self) -> None:
+        """Open it, if it is closed or half closed; the record stays."""
         closed = await self.read()
         if closed is None or closed.stage == "opened":
-            return closed is not None
+            return
         database, place = name(self.database), name(self.place)
         if closed.stage == "recorded":  # all that it has beside tables is still there
             await self._rename(await self._gated(closed))
             await self.write(closed, "opened")
-            return True
+            return
         await self.write(closed, "gated")
         comment = f" COMMENT {text(closed.comment)}" if closed.comment else ""
         await self.server.change(
@@ -150,7 +147,6 @@ class Closing:
             await self._rename(await self._gated(closed))
         await self._make([each for each in closed.definitions if not each.early])
         await self.write(closed, "opened")
-        return True
 
     async def facts(self, open_names: Mapping[str, str]) -> list[list[str]]:
         """What the database has beside its tables now.
