@@ -54,7 +54,8 @@ def mariadb() -> Iterator[Process]:
 
 def straight(server: Process) -> str:
     """How psycopg goes around the proxy."""
-    return f"host={server.directory} port={server.port} user={USER} dbname=postgres application_name=asks"
+    where = f"host={server.directory} port={server.port} user={USER} dbname=postgres"
+    return f"{where} application_name=asks"
 
 
 def ask(server: Process, statement: str) -> Any:
