@@ -78,6 +78,11 @@ class Loading:
         database = self._world.databases[name]
 
         def place(backend: str) -> Place:
+            if backend not in database.backends:
+                raise Unmovable(
+                    f"the database {name} is placed on {backend}, which is not defined; "
+                    "its data cannot be found"
+                )
             found = database.backends[backend]
             address = (found.server.host, found.server.port)
             return Place(found.node, self._shell(found.node), found.place, address)

@@ -52,12 +52,14 @@ class _Making:
             for site in self.world.sites.values():
                 if name.removeprefix(DATABASE) in site.uses:
                     self.hold(site.name)
+        if not definition.filesystem:
+            return
         if source not in definition.backends:
             raise Unmovable(
                 f"{name} is placed on {source}, which is not defined; its data cannot be found"
             )
         here, there = definition.backends[source].node, definition.backends[target].node
-        if definition.filesystem and here != there:
+        if here != there:
             self.move_filesystem(definition.filesystem, here, there)
 
     def hold(self, name: str) -> None:
