@@ -29,7 +29,18 @@ from daemon_stage import (
 )
 from daemon_stage import Stage as DaemonStage
 from daemon_stage import a_stage as a_daemon_stage
-from h2_frames import PREFACE, Setting, Type, continuation, data, headers, settings
+from h2_frames import (
+    PREFACE,
+    Error,
+    Setting,
+    Type,
+    continuation,
+    data,
+    headers,
+    ping,
+    settings,
+    window_update,
+)
 from h2_hpack import block
 from h2_wire import H2C, ask, conversation, greeted, knock, request
 from plane_stage import always, answering, eventually, ok, stage, twisted_test
@@ -136,6 +147,63 @@ async def test_a_window_that_stays_small_keeps_nobody_waiting(window: int) -> No
         await eventually(lambda: not s.live.gate.in_flight)
         client.send(ask(41))
         await client.until(Type.HEADERS, 41)
+
+
+@pytest.mark.parametrize("step", [1, 400])
+@twisted_test
+async def test_a_window_that_opens_little_by_little_keeps_nobody_waiting(step: int) -> None:
+    """Less than ``write_rate`` bytes a second of a stream."""
+    async with stage(always(ok(bytes(200_000))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1))
+        client.send(ask(1))
+        await client.until(Type.DATA, 1)
+        for _ in range(round(TIMEOUTS.write) + 2):
+            client.send(window_update(1, step))
+            await s.pass_time(1)
+        await client.stream_error(1, Error.INTERNAL_ERROR)
+        await s.quiet()
+
+
+@twisted_test
+async def test_pings_do_not_count_as_taken() -> None:
+    """The window of the connection is used up, and all that moves is what is no answer."""
+    async with stage(always(ok(bytes(200_000))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1_000_000))
+        client.send(ask(1))
+        for _ in range(round(TIMEOUTS.write) + 2):
+            client.send(*(ping() for _ in range(50)))
+            await s.pass_time(1)
+        await client.stream_error(1, Error.INTERNAL_ERROR)
+        await s.quiet()
+
+
+@pytest.mark.parametrize("step", [400, 600])
+@twisted_test
+async def test_streams_that_share_a_slow_line_are_not_slow(step: int) -> None:
+    """Where the connection keeps them waiting, it is what is taken of it that counts."""
+    async with stage(always(ok(bytes(200_000))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1_000_000))
+        for number in range(10):
+            client.send(ask(2 * number + 1))
+        await client.settled()
+        for _ in range(round(2 * TIMEOUTS.write) + 2):
+            client.send(window_update(0, step))
+            await s.pass_time(1)
+        await client.settled()
+        assert bool(s.gate.in_flight) == (step > H2C.write_rate)
+
+
+@twisted_test
+async def test_what_is_taken_fast_enough_is_not_ended() -> None:
+    """At ``write_rate`` a stream may take as long as it likes."""
+    size = round(H2C.write_rate * TIMEOUTS.write * 5)
+    async with stage(always(ok(bytes(size))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1))
+        client.send(ask(1))
+        for _ in range(round(TIMEOUTS.write * 5)):
+            client.send(window_update(0, 1000), window_update(1, H2C.write_rate + 50))
+            await s.pass_time(1)
+        assert (await client.response(1)).status == 200
 
 
 @twisted_test
