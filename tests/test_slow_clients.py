@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemon_stage import (
@@ -243,8 +244,10 @@ MEMORY = 64 * 1024  # kilobytes that the daemon may grow by
 class Large(Origin):
     """A server whose answers are more than sockets keep."""
 
+    size = 400_000
+
     def answer(self, connection: OriginConnection, asked: Asked) -> None:
-        connection.reply(bytes(400_000))
+        connection.reply(bytes(self.size))
 
 
 def descriptors(daemon: Daemon) -> int:
@@ -279,25 +282,34 @@ def attacking(*urls: str) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 class Visitor:
-    """Asks over TLS, again and again, in a thread of its own."""
+    """Asks again and again, in a thread of its own.
 
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+    :param context: it comes with TLS; None: without.
+    :param source: its own address.
+    """
+
+    def __init__(self, port: int, context: ssl.SSLContext | None, source: str = HOST) -> None:
         self._port = port
         self._context = context
+        self._source = (source, 0)
         self._stopped = threading.Event()
         self.statuses: list[int] = []
 
     def visit(self) -> None:
         """Until it is stopped; a request that fails raises."""
         while not self._stopped.is_set():
-            client = http.client.HTTPSConnection(
-                HOST, self._port, context=self._context, timeout=PATIENCE
-            )
+            client = self._connection()
             client.request("GET", "/", headers={"Host": "blog.test"})
             response = client.getresponse()
             response.read()
             self.statuses.append(response.status)
             client.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        where: dict[str, Any] = {"timeout": PATIENCE, "source_address": self._source}
+        if self._context is None:
+            return http.client.HTTPConnection(HOST, self._port, **where)
+        return http.client.HTTPSConnection(HOST, self._port, context=self._context, **where)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -341,3 +353,23 @@ async def test_slow_attacks_end_and_keep_nobody_from_being_served(
     await load.passes()
     assert set(visitor.statuses) == {200}
     assert largest < small + MEMORY
+
+
+@twisted_test
+async def test_one_address_cannot_use_up_all_places(daemons: DaemonStage) -> None:
+    """With ``max_per_client``; there would be more slow connections than ``max_in_flight``."""
+    origin = Large("one")
+    origin.size = 8_000_000
+    origin.open()
+    daemons.origins.append(origin)
+    blog = site("blog", origin, hosts=("blog.test", HOST), more=f"max_in_flight = {EACH}")
+    daemon = await daemons.serving(blog, listen=f"max_per_client = {EACH // 2}")
+    visitor = Visitor(daemon.port, None, "127.0.0.2")
+    with attacking(f"http://{HOST}:{daemon.port}/") as attacks:
+        await until(lambda: descriptors(daemon) > EACH // 2, "the attacks")
+        visiting = deferToThread(visitor.visit)
+        await until(lambda: len(visitor.statuses) > 20, "other clients")
+        assert any(attack.poll() is None for attack in attacks), "they have ended by themselves"
+        visitor.stop()
+        await visiting
+    assert set(visitor.statuses) == {200}
