@@ -48,6 +48,7 @@ from awesomeproxy.proxy.health import Unwell, check, connect
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
+from awesomeproxy.reloading import differences
 from awesomeproxy.residence import Residence
 
 log = Logger()
@@ -270,8 +271,10 @@ class Node:
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration file again and converge to it.
 
-        :return: the names of sites ``added``, ``changed`` and ``removed``, under ``restart``
-            the keys that have changed and need one, and the ``problems`` with certificates.
+        :return: the names of sites ``added``, ``changed`` and ``removed``; what
+            :func:`~awesomeproxy.reloading.differences` says; the files of ``certificates``
+            that are used from now on, or no more; under ``restart`` the keys that have
+            changed and need one; and under ``warnings`` what is wrong with certificates.
         :raise ConfigError, RegistryError, OSError, CannotListenError, Stopping: it cannot
             be; nothing has changed.
         """
@@ -286,8 +289,7 @@ class Node:
             async with self.certifying.reading(settings.tls) as take:
                 self.plane.access_log.reopen()
                 await self.plane.listen(settings.listen, settings.databases.values())
-                take()
-                return self._take_over(settings, sites)
+                return self._take_over(settings, sites, take())
 
     def _check(self, sites: Mapping[str, Site], databases: Mapping[str, Database]) -> None:
         """Whether there may be these sites and databases instead of the present ones."""
@@ -304,8 +306,11 @@ class Node:
         if problems:
             raise config.ConfigError(problems)
 
-    def _take_over(self, settings: Settings, sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    def _take_over(
+        self, settings: Settings, sites: Mapping[str, Site], certificates: list[str]
+    ) -> dict[str, list[str]]:
         result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
+        result["certificates"] = certificates
         self.keeper.configure(settings.acme)
         self.plane.contexts.forget()  # the files they were made of may have changed
         for name in [name for name in self.sites if name not in sites]:
@@ -327,8 +332,11 @@ class Node:
         kept = {key: getattr(self.settings, key) for key in FIXED}
         result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
         result["warnings"] = list(self.certifying.certificates.problems)
-        self.settings = replace(settings, **kept)
-        self.plane.max_connections = affordable(settings.max_connections)
+        now = replace(settings, **kept)
+        result |= differences(self.settings, now)
+        if now.max_connections != self.settings.max_connections:
+            self.plane.max_connections = affordable(now.max_connections)
+        self.settings = now
         self.plane.held.max_requests = settings.max_held
         self.plane.held.max_bytes = settings.max_held_bytes
         self.emit(event="reloaded", **result)

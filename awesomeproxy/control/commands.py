@@ -443,8 +443,15 @@ async def reload(node: Node, call: Call) -> Mapping[str, Any]:
     """Read the configuration file again."""
     try:
         return await node.reload()
-    except (config.ConfigError, RegistryError, CannotListenError, OSError) as problem:
-        raise CommandFailed(f"nothing has changed: {problem}") from None
+    except config.ConfigError as problem:
+        raise CommandFailed(_said(problem)) from None
+    except (RegistryError, CannotListenError, OSError) as problem:
+        raise CommandFailed(str(problem)) from None
+
+
+def _said(problem: config.ConfigError) -> str:
+    """All that is wrong, in one line."""
+    return "; ".join(problem.problems)
 
 
 @table.command("site.show")
@@ -470,7 +477,7 @@ async def site_add(
         try:
             config.site_from_table(name, definition, "definition")
         except config.ConfigError as problem:
-            raise BadRequest(str(problem)) from None
+            raise BadRequest(_said(problem)) from None
         return await _define(node, name, definition)
 
 
@@ -505,7 +512,7 @@ async def backend_add(
         try:
             config.backend_from_table(name, definition, "definition")
         except config.ConfigError as problem:
-            raise BadRequest(str(problem)) from None
+            raise BadRequest(_said(problem)) from None
         before = node.added.get(site, {})
         backends = {**before.get("backends", {}), name: definition}
         return await _define(node, site, {**before, "backends": backends})
@@ -546,7 +553,7 @@ async def _define(node: Node, name: str, table: dict[str, Any]) -> Mapping[str, 
     try:
         site = compose(node.settings, added)[name]
     except config.ConfigError as problem:
-        raise BadRequest(str(problem).replace(f"{SOURCE}: ", "")) from None
+        raise BadRequest(_said(problem).replace(f"{SOURCE}: ", "")) from None
     await node.place([site])
     await node.registry.define(name, table)
     node.added = added

@@ -44,6 +44,17 @@ _DATABASES = ("DATABASE", "STATE", "BACKEND", "GEN", "CONNECTIONS", "HELD", "LIS
 _FILESYSTEMS = ("FILESYSTEM", "STATE", "NODE", "GEN", "MOVER", "TROUBLE")
 _CERTIFICATES = ("NAMES", "EXPIRES", "SOURCE", "PROBLEM")
 _ISSUED = ("SITE", "STATE", "NEXT LOOK", "ERROR")
+_RELOADED = {
+    "added": "added",
+    "changed": "changed",
+    "removed": "removed",
+    "opened": "listening on",
+    "closed": "no longer listening on",
+    "relistened": "other settings for",
+    "certificates": "other certificates in",
+    "keys": "changed keys",
+    "restart": "only a restart changes",
+}
 _OUTCOMES = ("held", "released", "departed", "refused", "retried", "ambiguous", "failed")
 
 
@@ -277,12 +288,10 @@ def changed(verb: str) -> Callable[[Json, Style], str]:
 def reloaded(result: Json, style: Style) -> str:
     """What a reload has changed."""
     parts = [
-        f"{what} {', '.join(map(clean, result[what]))}"
-        for what in ("added", "changed", "removed")
+        f"{words} {', '.join(map(clean, result[what]))}"
+        for what, words in _RELOADED.items()
         if result.get(what)
     ]
-    if result.get("restart"):
-        parts.append(f"only a restart changes {', '.join(map(clean, result['restart']))}")
     warnings = [style.paint(clean(problem), "yellow") for problem in result.get("warnings", [])]
     if not parts and not warnings:
         parts.append("nothing has changed")
