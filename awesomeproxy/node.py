@@ -25,6 +25,7 @@ from twisted.logger import Logger
 from awesomeproxy import company, config
 from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.certifying import Certifying
+from awesomeproxy.checking import unverified
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.plan import Plan
@@ -242,6 +243,9 @@ class Node:
 
     def define(self, site: Site) -> None:
         """Take over the definition, new or changed, of a site that has been placed."""
+        for doubt in unverified(site):
+            if site != self.sites.get(site.name):
+                log.warn("{doubt}", doubt=doubt)
         self.sites[site.name] = site
         self.keeper.define(site)
         self.adopt(self.placements[site.name])

@@ -148,12 +148,16 @@ def _outcome(result: Any) -> Exit:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from awesomeproxy import config  # heavier than a command that asks a daemon can afford
+    from awesomeproxy import (  # heavier than a command that asks a daemon can afford
+        checking,
+        config,
+    )
 
-    result: dict[str, Any] = {"file": args.file, "problems": []}
+    result: dict[str, Any] = {"file": args.file, "problems": [], "warnings": []}
     try:
         settings = config.load(args.file)
         result |= {"sites": len(settings.sites), "listeners": len(settings.listen)}
+        result["warnings"] = [f"{args.file}: {doubt}" for doubt in checking.doubts(settings)]
     except config.ConfigError as error:
         result["problems"] = list(error.problems)
     is_bad = bool(result["problems"])

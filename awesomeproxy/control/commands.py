@@ -22,6 +22,7 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from awesomeproxy import __version__, company, config
+from awesomeproxy.checking import unverified
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate import planning, steps
@@ -140,6 +141,7 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
             "listen": [listen.endpoint for listen in node.settings.listen],
             "held": plane.held.requests,
             "handshakes": {"done": plane.handshakes, "failed": plane.handshakes_failed},
+            "bad_headers": plane.bad_headers.count,
             "registry": f"embedded, in {node.settings.state_dir}",
             "certificates": _certificates(node),
         },
@@ -182,6 +184,7 @@ def _site_status(node: Node, name: str) -> dict[str, Any]:
         "tunnels": observed.tunnels,
         "connections": observed.connections,
         "trouble": observed.trouble,
+        "warnings": list(unverified(site)),
         "backends": {backend: dict(servers) for backend, servers in observed.servers.items()},
         "counters": asdict(observed.counters),
         "migration": migration and {"target": migration.target, "step": migration.step},

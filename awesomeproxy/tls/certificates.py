@@ -148,6 +148,9 @@ class Certificates:
         yield from reading.problems
         yield from (entry.problem for entry in reading.entries.values() if entry.problem)
         yield from self._choice.misdated(now).values()
+        if reading.settings.certificates and not reading.entries and not reading.problems:
+            places = ", ".join(reading.settings.certificates)
+            yield f"tls.certificates: there is no certificate in {places}; put one there"
         default = reading.settings.default
         if default and self._choice.default is None:
             yield (

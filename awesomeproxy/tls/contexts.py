@@ -30,7 +30,9 @@ CIPHERS: Final = (
 )
 CIPHERS_13: Final = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 GROUPS: Final = b"X25519:P-256:P-384"
-HYBRID: Final = b"X25519MLKEM768:"  # first, where OpenSSL has it (3.5)
+# Where OpenSSL has it (3.5).  With "*": as a client we offer keys in both at once, so that
+# servers without it cost no second round.
+HYBRID: Final = b"*X25519MLKEM768:*"
 SESSION_LIFE: Final = 86_400  # seconds, as Mozilla has it
 
 # Of the binding, as pyOpenSSL has no way to say which groups there may be.
