@@ -69,11 +69,12 @@ class Certifying:
             take()
 
     @asynccontextmanager
-    async def reading(self, settings: Tls | None = None) -> AsyncIterator[Callable[[], None]]:
+    async def reading(self, settings: Tls | None = None) -> AsyncIterator[Callable[[], list[str]]]:
         """Read what has changed; nothing else is read until what comes out of it is decided.
 
         :param settings: those that shall be used from now on; None: the present ones.
         :return: what to call to use what was read; if it is not called, nothing has changed.
+            It returns the files of certificates that are used from then on, or no more.
         """
         await self._one.acquire()
         try:
@@ -84,8 +85,9 @@ class Certifying:
         finally:
             self._one.release()
 
-    def _take(self, reading: Reading) -> None:
+    def _take(self, reading: Reading) -> list[str]:
         certificates = self.certificates
+        used = certificates.pairs()
         before = certificates.version, certificates.problems
         for problem in certificates.take(reading):
             log.error("{problem}", problem=problem)
@@ -97,6 +99,8 @@ class Certifying:
                 count=len(certificates),
                 problems=list(certificates.problems),
             )
+        now = certificates.pairs()
+        return sorted(path for path in used | now if used.get(path) is not now.get(path))
 
     def _wait(self) -> None:
         if not self._stopping:

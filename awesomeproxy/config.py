@@ -242,6 +242,7 @@ _LISTEN = Shape(
         "max_target": size(),
         "max_headers": count(),
         "body_rate": size(zero=True),
+        "write_rate": size(zero=True),
         "timeouts": Shape(
             model.ListenTimeouts,
             {

@@ -473,7 +473,7 @@ class ListenTimeouts:
     head: float = 10.0  # for a whole request head (HAProxy: http-request)
     body: float = 20.0  # grace before ``body_rate`` is enforced, and between body bytes
     idle: float = 75.0  # between requests of a connection (nginx: keepalive_timeout)
-    write: float = 60.0  # without the client taking a byte of its answer
+    write: float = 60.0  # between looks whether the client takes its answer, at ``write_rate``
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,6 +492,7 @@ class Listen:
     max_target: int = 8 * 1024  # 414
     max_headers: int = 100  # 431
     body_rate: int = 512  # bytes a second a request body must reach; 408
+    write_rate: int = 512  # bytes a second a client must take of an answer that waits; 0: one
     timeouts: ListenTimeouts = ListenTimeouts()
 
 

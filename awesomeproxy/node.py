@@ -25,6 +25,7 @@ from twisted.logger import Logger
 from awesomeproxy import company, config
 from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.certifying import Certifying
+from awesomeproxy.checking import unverified
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.plan import Plan
@@ -48,6 +49,7 @@ from awesomeproxy.proxy.health import Unwell, check, connect
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
+from awesomeproxy.reloading import differences
 from awesomeproxy.residence import Residence
 
 log = Logger()
@@ -241,6 +243,9 @@ class Node:
 
     def define(self, site: Site) -> None:
         """Take over the definition, new or changed, of a site that has been placed."""
+        for doubt in unverified(site):
+            if site != self.sites.get(site.name):
+                log.warn("{doubt}", doubt=doubt)
         self.sites[site.name] = site
         self.keeper.define(site)
         self.adopt(self.placements[site.name])
@@ -270,8 +275,10 @@ class Node:
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration file again and converge to it.
 
-        :return: the names of sites ``added``, ``changed`` and ``removed``, under ``restart``
-            the keys that have changed and need one, and the ``problems`` with certificates.
+        :return: the names of sites ``added``, ``changed`` and ``removed``; what
+            :func:`~awesomeproxy.reloading.differences` says; the files of ``certificates``
+            that are used from now on, or no more; under ``restart`` the keys that have
+            changed and need one; and under ``warnings`` what is wrong with certificates.
         :raise ConfigError, RegistryError, OSError, CannotListenError, Stopping: it cannot
             be; nothing has changed.
         """
@@ -286,8 +293,7 @@ class Node:
             async with self.certifying.reading(settings.tls) as take:
                 self.plane.access_log.reopen()
                 await self.plane.listen(settings.listen, settings.databases.values())
-                take()
-                return self._take_over(settings, sites)
+                return self._take_over(settings, sites, take())
 
     def _check(self, sites: Mapping[str, Site], databases: Mapping[str, Database]) -> None:
         """Whether there may be these sites and databases instead of the present ones."""
@@ -304,8 +310,11 @@ class Node:
         if problems:
             raise config.ConfigError(problems)
 
-    def _take_over(self, settings: Settings, sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    def _take_over(
+        self, settings: Settings, sites: Mapping[str, Site], certificates: list[str]
+    ) -> dict[str, list[str]]:
         result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
+        result["certificates"] = certificates
         self.keeper.configure(settings.acme)
         self.plane.contexts.forget()  # the files they were made of may have changed
         for name in [name for name in self.sites if name not in sites]:
@@ -327,8 +336,11 @@ class Node:
         kept = {key: getattr(self.settings, key) for key in FIXED}
         result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
         result["warnings"] = list(self.certifying.certificates.problems)
-        self.settings = replace(settings, **kept)
-        self.plane.max_connections = affordable(settings.max_connections)
+        now = replace(settings, **kept)
+        result |= differences(self.settings, now)
+        if now.max_connections != self.settings.max_connections:
+            self.plane.max_connections = affordable(now.max_connections)
+        self.settings = now
         self.plane.held.max_requests = settings.max_held
         self.plane.held.max_bytes = settings.max_held_bytes
         self.emit(event="reloaded", **result)

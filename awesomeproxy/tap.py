@@ -28,7 +28,9 @@ from awesomeproxy.config import ConfigError
 from awesomeproxy.control import mounting as mounting  # enters its commands in the table
 from awesomeproxy.control.commands import table
 from awesomeproxy.control.listening import ControlSocketError
+from awesomeproxy.control.render import reloaded
 from awesomeproxy.control.server import listen as listen_control
+from awesomeproxy.control.text import Style
 from awesomeproxy.node import Node
 from awesomeproxy.registry.interface import RegistryError
 
@@ -111,7 +113,7 @@ class NodeService(Service):
     def _reload(self) -> None:
         deferred = Deferred.fromCoroutine(self._node.reload())
         deferred.addCallbacks(
-            lambda result: log.info("reloaded: {result}", result=result),
+            lambda result: log.info("reloaded: {what}", what=reloaded(result, Style())),
             lambda failure: log.error(
                 "not reloaded, nothing has changed: {why}", why=failure.getErrorMessage()
             ),

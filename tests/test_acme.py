@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -423,6 +424,21 @@ async def test_an_error_is_told_loudly_once(
         "blog: there is no certificate: the authority refuses our account: you are not welcome"
         f" (unauthorized); next try in {LONGEST:.0f} s"
     ]
+
+
+@twisted_test
+async def test_a_renewal_that_fails_is_not_told_as_if_there_were_none(
+    scripted: ScriptedAuthority, authority: Authority, told: Callable[[], list[str]]
+) -> None:
+    """The log says until when the present certificate is good."""
+    scripted.refuse("newOrder", 403, "unauthorized", "no")
+    old = authority.issue("blog.test", days=1, began=30)
+    chain, key = old.certificate.read_text(), old.key.read_bytes()
+    kept = Store(scripted.path).save_certificate("blog", scripted.url, chain, key)
+    scripted.keeper(a_site())
+    await until(lambda: bool(told()))
+    ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(kept.ends))
+    assert f"blog: there is no new certificate; the present one ends on {ends}: " in told()[0]
 
 
 @twisted_test

@@ -163,6 +163,22 @@ async def test_operators_see_the_certificates_of_a_daemon(stage: Stage) -> None:
 
 
 @twisted_test
+async def test_what_is_doubtful_is_logged_at_the_start(stage: Stage) -> None:
+    """An empty directory of certificates, and servers that nobody verifies."""
+    empty = stage.directory / "empty"
+    empty.mkdir()
+    one = stage.origin("one")
+    blog = site("blog", one).replace("http://", "https://") + "\ntls.verify = false"
+    daemon = await stage.serving(blog, listen=f'[tls]\ncertificates = ["{empty}"]')
+    said = f"tls.certificates: there is no certificate in {empty}; put one there"
+    assert said in daemon.log
+    assert said in (await daemon.command("status")).out
+    doubt = "sites.blog.backends.one.tls.verify: is false"
+    assert daemon.log.count(doubt) == 1
+    assert doubt in (await daemon.command("status", "blog")).out
+
+
+@twisted_test
 async def test_a_reload_reads_the_certificates_again(stage: Stage) -> None:
     """From where its settings say then; what is wrong is in its answer."""
     authority = Authority(stage.directory / "authority")

@@ -354,6 +354,7 @@ def test_every_key_gets_where_it_belongs() -> None:
         max_target = 6
         max_headers = 7
         body_rate = 8
+        write_rate = 68
         timeouts = {handshake = 40, head = 9, body = 10, idle = 11, write = 12}
         [[listen]]
         endpoint = "unix:/u"
@@ -448,6 +449,7 @@ def test_every_key_gets_where_it_belongs() -> None:
         max_target=6,
         max_headers=7,
         body_rate=8,
+        write_rate=68,
         timeouts=model.ListenTimeouts(40, 9, 10, 11, 12),
     )
     acme = model.Acme(

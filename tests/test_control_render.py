@@ -77,6 +77,32 @@ def test_ambiguous_requests_are_not_hidden() -> None:
     assert "blog: 2 requests are ambiguous: they may have been carried out" in text
 
 
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (None, "blog: has no certificate: no"),
+        (90_000, "blog: needs another certificate, as the present one ends in 1d 00h: no"),
+        (-1, "blog: needs another certificate, as the present one has expired: no"),
+    ],
+)
+def test_a_certificate_that_is_not_renewed_is_told_with_its_end(
+    left: float | None, said: str
+) -> None:
+    ends = None if left is None else time.time() + left
+    acme = {"error": "no", "not_after": ends, "next_look": None}
+    assert said in render.status({"node": NODE, "sites": [a_site(acme=acme)]}, PLAIN).splitlines()
+
+
+def test_connections_too_many_are_told_as_such() -> None:
+    node = {**NODE, "connections": 31, "max_connections": 20}
+    assert "20 of 20 connections and 11 turned away" in render.node_line(node)
+
+
+def test_a_site_whose_servers_nobody_verifies_says_so() -> None:
+    text = render.site_details({"sites": [a_site(warnings=["it is so"])]}, PLAIN)
+    assert "  warning       it is so" in text.splitlines()
+
+
 def test_a_node_without_sites_says_what_to_do() -> None:
     text = render.status({"node": NODE, "sites": []}, PLAIN)
     assert text.endswith("no sites; add one with `awesomeproxy site add`")

@@ -32,6 +32,7 @@ from secure_stage import TlsWire, authority, place
 from tls_stage import Authority, client_trust
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.logger import capturedLogs, formatEvent
 
 from awesomeproxy.model import Listen, ListenTimeouts, Tls
 from awesomeproxy.proxy import doorstep
@@ -460,6 +461,22 @@ async def test_whoever_must_send_a_header_and_sends_something_else_is_closed(
         assert await client.rest() == b""
         await eventually(lambda: not at.plane.clients)
         assert at.stage.origin.received == b""
+
+
+@twisted_test
+async def test_headers_that_are_none_are_counted_and_logged_now_and_then(
+    authority: Authority, place: Path
+) -> None:
+    async with door(PROXIED, authority, place) as at:
+        with capturedLogs() as logs:
+            for _ in range(3):
+                await (await at.plain(GET)).rest()
+            await at.stage.pass_time(1)
+            await (await at.plain(GET)).rest()
+        said = [formatEvent(event) for event in logs if "PROXY" in event["log_format"]]
+        assert ["(1 of" in said[0], "(3 of" in said[1], len(said)] == [True, True, 2]
+        assert "127.0.0.1 begins without a header" in said[0]
+        assert at.plane.bad_headers.count == 4
 
 
 @twisted_test

@@ -177,6 +177,9 @@ async def test_who_wants_to_know_us_turns_away_strangers(authority: Authority) -
         answer = await s.ask()
         assert answer.status == 502
         assert not origin.received
+        for _ in range(3):
+            await s.ask()
+        assert "certificate required" in str(s.live.observed().servers)
 
 
 @twisted_test

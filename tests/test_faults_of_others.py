@@ -298,6 +298,11 @@ async def test_caddy_7222_a_reload_of_something_else_cuts_websockets(stage: Stag
         "added": [],
         "changed": ["blog"],
         "removed": ["shop"],
+        "opened": [],
+        "closed": [],
+        "relistened": [],
+        "certificates": [],
+        "keys": [],
         "restart": [],
         "warnings": [],
     }

@@ -185,3 +185,17 @@ async def test_everything_may_be_cancelled_at_once() -> None:
         client.send(ask(2 * H2C.max_streams + 1, path="/another"))
         await eventually(lambda: b"GET /another " in client.stage.origin.received)
         assert await client.settled() == []
+
+
+@pytest.mark.parametrize("frames", [63, 64])
+@twisted_test
+async def test_a_field_block_of_more_than_64_frames_is_refused(frames: int) -> None:
+    """10.5.1: that is the h2 library's own bound; HEADERS and 63 CONTINUATION are taken."""
+    async with conversation() as client:
+        client.send(headers(1, b"", complete=False, end=True))
+        client.send(*(continuation(1, b"", complete=False) for _ in range(frames - 1)))
+        client.send(continuation(1, block(request())))
+        if frames == 63:
+            assert (await client.response()).body == HELLO
+        else:
+            await client.connection_error(Error.PROTOCOL_ERROR)

@@ -12,6 +12,8 @@ from plane_stage import (
     GET,
     LISTEN,
     OK,
+    Stage,
+    Wire,
     answering,
     eventually,
     ok,
@@ -292,6 +294,105 @@ async def test_a_client_that_takes_little_by_little_gets_it_all(kept: bool, size
             client.stop_reading()
         client.read_on()
         assert (await client.answer()).body == b"x" * size
+
+
+async def _slow_reader(s: Stage, request: bytes = GET) -> tuple[Wire, Wire]:
+    """A client that has asked and reads nothing by itself, and its server; kernels keep little."""
+    client = await s.connect()
+    client.stop_reading()
+    client.transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+    s.client.transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 12)
+    client.write(request)
+    server = await s.origin.accept()
+    await server.until(END)
+    return client, server
+
+
+async def _take(s: Stage, client: Wire, least: int) -> int:
+    """Read until the proxy sees that so many bytes were taken; return how many it saw."""
+    there = s.client
+
+    def taken() -> int:
+        assert there.exchange is not None
+        return there.exchange.bytes_sent - there.unsent
+
+    before = taken()
+    while taken() < before + least:
+        with contextlib.suppress(BlockingIOError):
+            client.transport.socket.recv(4096)
+        await turns(1)
+    return taken() - before
+
+
+@twisted_test
+async def test_a_client_that_takes_too_little_is_cut() -> None:
+    """Less than ``write_rate`` bytes a second, while the server waits for it."""
+    async with stage(listen=replace(LISTEN, write_rate=2048)) as s:
+        client, server = await _slow_reader(s)
+        server.write(ok(b"x" * 10_000_000))
+        await eventually(lambda: s.client.unsent)
+        for _ in range(3):
+            await _take(s, client, round(2048 * TIMES.write))
+            await s.pass_time(TIMES.write)
+        for _ in range(2):
+            assert s.plane.clients
+            assert await _take(s, client, 1) < 2048 * TIMES.write / 2
+            await s.pass_time(TIMES.write / 2)
+        assert not s.plane.clients
+        await eventually(lambda: server.closed)
+        assert not s.gate.in_flight
+
+
+@pytest.mark.parametrize("rate", [0, 512])
+@twisted_test
+async def test_a_client_that_takes_what_it_must_stays(rate: int) -> None:
+    """``write_rate = 0``: that is a byte in each ``timeouts.write``."""
+    async with stage(listen=replace(LISTEN, write_rate=rate)) as s:
+        client, server = await _slow_reader(s)
+        server.write(ok(b"x" * 10_000_000))
+        await eventually(lambda: s.client.unsent)
+        for _ in range(5):
+            await _take(s, client, round(rate * TIMES.write * 1.2) or 1)
+            await s.pass_time(TIMES.write)
+        assert s.plane.clients
+        client.abort()
+        server.abort()
+
+
+@twisted_test
+async def test_a_client_that_has_taken_all_there_was_stays() -> None:
+    """Event after event, each taken in time; at each look another has just come."""
+    async with stage(listen=replace(LISTEN, write_rate=2048)) as s:
+        client, server = await _slow_reader(s)
+        server.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        await turns()
+        for _ in range(5):
+            while not s.client.unsent:  # kernels keep something, too
+                server.write(b"x" * 20_000)
+                await turns()
+            await s.pass_time(TIMES.write * 0.9)
+            while s.client.unsent:
+                await _take(s, client, 1)
+        while not s.client.unsent:
+            server.write(b"x" * 20_000)
+            await turns()
+        await s.pass_time(TIMES.write * 3)
+        assert not s.plane.clients
+        await eventually(lambda: server.closed)
+
+
+@twisted_test
+async def test_a_body_that_ends_keeps_no_answer_waiting() -> None:
+    """The answer has begun, and is not taken; then the rest of the request comes."""
+    async with stage() as s:
+        client, server = await _slow_reader(s, post(b"12")[:-1])
+        server.write(ok(b"x" * 10_000_000))
+        await eventually(lambda: s.client.unsent)
+        client.write(b"2")
+        await eventually(lambda: server.all.endswith(b"12"))
+        await s.pass_time(TIMES.write * 3)
+        assert not s.plane.clients
+        await eventually(lambda: server.closed)
 
 
 # Connections

@@ -455,7 +455,7 @@ async def test_a_bad_configuration_file_changes_nothing(stage: Stage) -> None:
     before = (await daemon.ask("status"))["node"]["listen"]
     for text in BAD_FILES:
         daemon.config.write_bytes(text.encode("latin-1"))
-        with pytest.raises(Failed, match=r"nothing has changed: .*awesomeproxy\.toml: "):
+        with pytest.raises(Failed, match=r"awesomeproxy\.toml: "):
             await daemon.ask("reload")
     daemon.config.unlink()
     with pytest.raises(Failed, match="cannot be read"):

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemon_stage import (
@@ -29,7 +30,18 @@ from daemon_stage import (
 )
 from daemon_stage import Stage as DaemonStage
 from daemon_stage import a_stage as a_daemon_stage
-from h2_frames import PREFACE, Setting, Type, continuation, data, headers, settings
+from h2_frames import (
+    PREFACE,
+    Error,
+    Setting,
+    Type,
+    continuation,
+    data,
+    headers,
+    ping,
+    settings,
+    window_update,
+)
 from h2_hpack import block
 from h2_wire import H2C, ask, conversation, greeted, knock, request
 from plane_stage import always, answering, eventually, ok, stage, twisted_test
@@ -138,6 +150,63 @@ async def test_a_window_that_stays_small_keeps_nobody_waiting(window: int) -> No
         await client.until(Type.HEADERS, 41)
 
 
+@pytest.mark.parametrize("step", [1, 400])
+@twisted_test
+async def test_a_window_that_opens_little_by_little_keeps_nobody_waiting(step: int) -> None:
+    """Less than ``write_rate`` bytes a second of a stream."""
+    async with stage(always(ok(bytes(200_000))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1))
+        client.send(ask(1))
+        await client.until(Type.DATA, 1)
+        for _ in range(round(TIMEOUTS.write) + 2):
+            client.send(window_update(1, step))
+            await s.pass_time(1)
+        await client.stream_error(1, Error.INTERNAL_ERROR)
+        await s.quiet()
+
+
+@twisted_test
+async def test_pings_do_not_count_as_taken() -> None:
+    """The window of the connection is used up, and all that moves is what is no answer."""
+    async with stage(always(ok(bytes(200_000))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1_000_000))
+        client.send(ask(1))
+        for _ in range(round(TIMEOUTS.write) + 2):
+            client.send(*(ping() for _ in range(50)))
+            await s.pass_time(1)
+        await client.stream_error(1, Error.INTERNAL_ERROR)
+        await s.quiet()
+
+
+@pytest.mark.parametrize("step", [400, 600])
+@twisted_test
+async def test_streams_that_share_a_slow_line_are_not_slow(step: int) -> None:
+    """Where the connection keeps them waiting, it is what is taken of it that counts."""
+    async with stage(always(ok(bytes(200_000))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1_000_000))
+        for number in range(10):
+            client.send(ask(2 * number + 1))
+        await client.settled()
+        for _ in range(round(2 * TIMEOUTS.write) + 2):
+            client.send(window_update(0, step))
+            await s.pass_time(1)
+        await client.settled()
+        assert bool(s.gate.in_flight) == (step > H2C.write_rate)
+
+
+@twisted_test
+async def test_what_is_taken_fast_enough_is_not_ended() -> None:
+    """At ``write_rate`` a stream may take as long as it likes."""
+    size = round(H2C.write_rate * TIMEOUTS.write * 5)
+    async with stage(always(ok(bytes(size))), listen=H2C) as s:
+        client = await greeted(s, (Setting.INITIAL_WINDOW_SIZE, 1))
+        client.send(ask(1))
+        for _ in range(round(TIMEOUTS.write * 5)):
+            client.send(window_update(0, 1000), window_update(1, H2C.write_rate + 50))
+            await s.pass_time(1)
+        assert (await client.response(1)).status == 200
+
+
 @twisted_test
 async def test_others_are_served_while_many_say_little() -> None:
     """A hundred connections, each at another point of saying nothing much."""
@@ -175,8 +244,10 @@ MEMORY = 64 * 1024  # kilobytes that the daemon may grow by
 class Large(Origin):
     """A server whose answers are more than sockets keep."""
 
+    size = 400_000
+
     def answer(self, connection: OriginConnection, asked: Asked) -> None:
-        connection.reply(bytes(400_000))
+        connection.reply(bytes(self.size))
 
 
 def descriptors(daemon: Daemon) -> int:
@@ -211,25 +282,34 @@ def attacking(*urls: str) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 class Visitor:
-    """Asks over TLS, again and again, in a thread of its own."""
+    """Asks again and again, in a thread of its own.
 
-    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+    :param context: it comes with TLS; None: without.
+    :param source: its own address.
+    """
+
+    def __init__(self, port: int, context: ssl.SSLContext | None, source: str = HOST) -> None:
         self._port = port
         self._context = context
+        self._source = (source, 0)
         self._stopped = threading.Event()
         self.statuses: list[int] = []
 
     def visit(self) -> None:
         """Until it is stopped; a request that fails raises."""
         while not self._stopped.is_set():
-            client = http.client.HTTPSConnection(
-                HOST, self._port, context=self._context, timeout=PATIENCE
-            )
+            client = self._connection()
             client.request("GET", "/", headers={"Host": "blog.test"})
             response = client.getresponse()
             response.read()
             self.statuses.append(response.status)
             client.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        where: dict[str, Any] = {"timeout": PATIENCE, "source_address": self._source}
+        if self._context is None:
+            return http.client.HTTPConnection(HOST, self._port, **where)
+        return http.client.HTTPSConnection(HOST, self._port, context=self._context, **where)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -273,3 +353,23 @@ async def test_slow_attacks_end_and_keep_nobody_from_being_served(
     await load.passes()
     assert set(visitor.statuses) == {200}
     assert largest < small + MEMORY
+
+
+@twisted_test
+async def test_one_address_cannot_use_up_all_places(daemons: DaemonStage) -> None:
+    """With ``max_per_client``; there would be more slow connections than ``max_in_flight``."""
+    origin = Large("one")
+    origin.size = 8_000_000
+    origin.open()
+    daemons.origins.append(origin)
+    blog = site("blog", origin, hosts=("blog.test", HOST), more=f"max_in_flight = {EACH}")
+    daemon = await daemons.serving(blog, listen=f"max_per_client = {EACH // 2}")
+    visitor = Visitor(daemon.port, None, "127.0.0.2")
+    with attacking(f"http://{HOST}:{daemon.port}/") as attacks:
+        await until(lambda: descriptors(daemon) > EACH // 2, "the attacks")
+        visiting = deferToThread(visitor.visit)
+        await until(lambda: len(visitor.statuses) > 20, "other clients")
+        assert any(attack.poll() is None for attack in attacks), "they have ended by themselves"
+        visitor.stop()
+        await visiting
+    assert set(visitor.statuses) == {200}

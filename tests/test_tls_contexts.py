@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,49 @@ def towards(sock: socket.socket, made: SSL.Context) -> SSL.Connection:
 
 
 # Towards clients
+
+
+@pytest.mark.parametrize(
+    ("group", "taken"),
+    [
+        ("X25519", True),
+        ("P-256", True),
+        ("P-384", True),
+        ("P-521", False),
+        ("X448", False),
+        ("ffdhe2048", False),
+        ("ffdhe3072", False),
+        ("ffdhe8192", False),
+    ],
+)
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_keys_are_exchanged_in_the_groups_of_the_profile(
+    authority: Authority, group: str, taken: bool, version: str
+) -> None:
+    """With ``openssl s_client``: Python's own TLS cannot say which it wants."""
+    pair = authority.issue("a.test", key="rsa")  # in TLS 1.2 one on a curve needs that curve
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        client = subprocess.Popen(
+            ["openssl", *f"s_client {version} -groups {group} -connect 127.0.0.1:{port}".split()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            sock, _ = listening.accept()
+            with sock:
+                read = read_pair(str(pair.certificate), str(pair.key))
+                connection = SSL.Connection(server_context(select, read), sock)
+                connection.set_accept_state()
+                if taken:
+                    connection.do_handshake()
+                else:
+                    with pytest.raises(SSL.Error):
+                        connection.do_handshake()
+        finally:
+            client.kill()
+            client.wait()
 
 
 def test_ciphers_of_tls_1_2_are_those_of_the_intermediate_profile() -> None:

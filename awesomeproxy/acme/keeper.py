@@ -291,8 +291,9 @@ class Keeper:
             wait = want.trouble.fail(error)
         # Loudly once: the state stays to be seen, but a log is not the place to repeat it.
         (log.info if str(error) in told else log.error)(
-            "{site}: there is no certificate: {error}; next try in {wait:.0f} s",
+            "{site}: {lacks}: {error}; next try in {wait:.0f} s",
             site=name,
+            lacks=_lacks(want.certificate),
             error=error,
             wait=wait,
         )
@@ -322,3 +323,10 @@ class Keeper:
             if set(other.hosts) == set(want.hosts) and not self._due(other):
                 return name
         return None
+
+
+def _lacks(certificate: Certificate | None) -> str:
+    if certificate is None:
+        return "there is no certificate"
+    ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(certificate.ends))
+    return f"there is no new certificate; the present one ends on {ends}"

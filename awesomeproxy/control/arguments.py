@@ -32,7 +32,7 @@ exit status:
   1  failed and undone: nothing has changed
   2  the command line, or a name in it, makes no sense
   3  no daemon answers
-  4  done, but there are ambiguous requests"""
+  4  done, but there are ambiguous requests; reload: but certificates are wrong"""
 ANSWER_TIMEOUT: Final = 60.0  # seconds without a word, for commands that do not wait for traffic
 
 

@@ -8,7 +8,8 @@ printed as it came.  What happened is in the exit status:
 1. failed and undone: nothing has changed (a daemon that failed inside says so instead);
 2. the command line, or a name in it, makes no sense;
 3. no daemon answers;
-4. done, but there are ambiguous requests: they may have been carried out, or not.
+4. done, but: there are ambiguous requests, which may have been carried out or not; or
+   after a reload, something is wrong with certificates.
 
 Errors are for people on standard error, ``awesomeproxy: pause blog: ...``; with
 ``--json`` they are ``{"error": {...}}`` on standard output.  A command that has
@@ -47,7 +48,7 @@ class Exit(enum.IntEnum):
     FAILED = 1
     USAGE = 2
     UNREACHABLE = 3
-    AMBIGUOUS = 4
+    DONE_BUT = 4
     INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -121,7 +122,7 @@ def _ask(args: argparse.Namespace, remote: Remote) -> int:
             print(json.dumps(result) if args.json else _shown(remote, result, style), flush=True)
     except BrokenPipeError:  # that no one reads it does not change what was done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if status is Exit.AMBIGUOUS and not args.json:
+    if status is Exit.DONE_BUT and result.get("ambiguous") and not args.json:
         print(
             f"awesomeproxy: {args.command} {args.site}: {result['ambiguous']} requests are "
             "ambiguous: they may have been carried out; see the access log for which",
@@ -143,16 +144,20 @@ def _outcome(result: Any) -> Exit:
         return Exit.DONE
     if result.get("outcome") == "rolled back" or result.get("problems"):
         return Exit.FAILED
-    return Exit.AMBIGUOUS if result.get("ambiguous") else Exit.DONE
+    return Exit.DONE_BUT if result.get("ambiguous") or result.get("warnings") else Exit.DONE
 
 
 def _check(args: argparse.Namespace) -> int:
-    from awesomeproxy import config  # heavier than a command that asks a daemon can afford
+    from awesomeproxy import (  # heavier than a command that asks a daemon can afford
+        checking,
+        config,
+    )
 
-    result: dict[str, Any] = {"file": args.file, "problems": []}
+    result: dict[str, Any] = {"file": args.file, "problems": [], "warnings": []}
     try:
         settings = config.load(args.file)
         result |= {"sites": len(settings.sites), "listeners": len(settings.listen)}
+        result["warnings"] = [f"{args.file}: {doubt}" for doubt in checking.doubts(settings)]
     except config.ConfigError as error:
         result["problems"] = list(error.problems)
     is_bad = bool(result["problems"])

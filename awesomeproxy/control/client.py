@@ -137,7 +137,8 @@ def _outcome(message: Mapping[str, Any]) -> Any:
 
 
 def _why_unreachable(path: str, problem: OSError) -> str:
-    remedy = "start it with `twistd awesomeproxy`, or name its socket with --control"
+    start = "twistd -n --pidfile= awesomeproxy --config FILE"
+    remedy = f"start it with `{start}`, or name its socket with --control"
     if isinstance(problem, FileNotFoundError):
         return f"no daemon: there is no socket {path}; {remedy}"
     if isinstance(problem, ConnectionRefusedError):

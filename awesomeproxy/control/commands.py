@@ -22,6 +22,7 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from awesomeproxy import __version__, company, config
+from awesomeproxy.checking import unverified
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate import planning, steps
@@ -140,6 +141,7 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
             "listen": [listen.endpoint for listen in node.settings.listen],
             "held": plane.held.requests,
             "handshakes": {"done": plane.handshakes, "failed": plane.handshakes_failed},
+            "bad_headers": plane.bad_headers.count,
             "registry": f"embedded, in {node.settings.state_dir}",
             "certificates": _certificates(node),
         },
@@ -182,6 +184,7 @@ def _site_status(node: Node, name: str) -> dict[str, Any]:
         "tunnels": observed.tunnels,
         "connections": observed.connections,
         "trouble": observed.trouble,
+        "warnings": list(unverified(site)),
         "backends": {backend: dict(servers) for backend, servers in observed.servers.items()},
         "counters": asdict(observed.counters),
         "migration": migration and {"target": migration.target, "step": migration.step},
@@ -443,8 +446,15 @@ async def reload(node: Node, call: Call) -> Mapping[str, Any]:
     """Read the configuration file again."""
     try:
         return await node.reload()
-    except (config.ConfigError, RegistryError, CannotListenError, OSError) as problem:
-        raise CommandFailed(f"nothing has changed: {problem}") from None
+    except config.ConfigError as problem:
+        raise CommandFailed(_said(problem)) from None
+    except (RegistryError, CannotListenError, OSError) as problem:
+        raise CommandFailed(str(problem)) from None
+
+
+def _said(problem: config.ConfigError) -> str:
+    """All that is wrong, in one line."""
+    return "; ".join(problem.problems)
 
 
 @table.command("site.show")
@@ -470,7 +480,7 @@ async def site_add(
         try:
             config.site_from_table(name, definition, "definition")
         except config.ConfigError as problem:
-            raise BadRequest(str(problem)) from None
+            raise BadRequest(_said(problem)) from None
         return await _define(node, name, definition)
 
 
@@ -505,7 +515,7 @@ async def backend_add(
         try:
             config.backend_from_table(name, definition, "definition")
         except config.ConfigError as problem:
-            raise BadRequest(str(problem)) from None
+            raise BadRequest(_said(problem)) from None
         before = node.added.get(site, {})
         backends = {**before.get("backends", {}), name: definition}
         return await _define(node, site, {**before, "backends": backends})
@@ -546,7 +556,7 @@ async def _define(node: Node, name: str, table: dict[str, Any]) -> Mapping[str, 
     try:
         site = compose(node.settings, added)[name]
     except config.ConfigError as problem:
-        raise BadRequest(str(problem).replace(f"{SOURCE}: ", "")) from None
+        raise BadRequest(_said(problem).replace(f"{SOURCE}: ", "")) from None
     await node.place([site])
     await node.registry.define(name, table)
     node.added = added

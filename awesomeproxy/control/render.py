@@ -44,6 +44,17 @@ _DATABASES = ("DATABASE", "STATE", "BACKEND", "GEN", "CONNECTIONS", "HELD", "LIS
 _FILESYSTEMS = ("FILESYSTEM", "STATE", "NODE", "GEN", "MOVER", "TROUBLE")
 _CERTIFICATES = ("NAMES", "EXPIRES", "SOURCE", "PROBLEM")
 _ISSUED = ("SITE", "STATE", "NEXT LOOK", "ERROR")
+_RELOADED = {
+    "added": "added",
+    "changed": "changed",
+    "removed": "removed",
+    "opened": "listening on",
+    "closed": "no longer listening on",
+    "relistened": "other settings for",
+    "certificates": "other certificates in",
+    "keys": "changed keys",
+    "restart": "only a restart changes",
+}
 _OUTCOMES = ("held", "released", "departed", "refused", "retried", "ambiguous", "failed")
 
 
@@ -109,10 +120,12 @@ def aborted(result: Json, style: Style) -> str:
 
 def node_line(node: Json) -> str:
     """Who answers, for how long it has run, and what it carries."""
+    there, most = node.get("connections", 0), node.get("max_connections", 0)
+    turned_away = f" and {there - most} turned away" if there > most else ""
     return clean(
         f"{node.get('name', '?')}: awesomeproxy {node.get('version', '?')}, "
         f"pid {node.get('pid', '?')}, up {duration(node.get('uptime', 0))}, "
-        f"{node.get('connections', 0)} of {node.get('max_connections', 0)} connections, "
+        f"{min(there, most)} of {most} connections{turned_away}, "
         f"{node.get('held', 0)} held, listening on {', '.join(node.get('listen', [])) or 'nothing'}"
         f", registry {node.get('registry', '?')}"
     )
@@ -124,11 +137,13 @@ def site_details(result: Json, style: Style) -> str:
 
 
 def check(result: Json, style: Style) -> str:
-    """What is wrong with a configuration file, a line each; or that nothing is."""
+    """What is wrong with a configuration file, a line each; or that nothing is, and what is odd."""
     if result["problems"]:
         return "\n".join(map(clean, result["problems"]))
     counts = (f"{result[what]} {what[: -1 if result[what] == 1 else None]}" for what in _CHECKED)
-    return clean(f"{result['file']}: fine: {', '.join(counts)}")
+    lines = [style.paint(clean(warning), "yellow") for warning in result["warnings"]]
+    told = {0: "fine", 1: "fine, with a warning"}.get(len(lines), "fine, with warnings")
+    return "\n".join([clean(f"{result['file']}: {told}: {', '.join(counts)}"), *lines])
 
 
 def _site(site: Json, style: Style) -> str:
@@ -150,6 +165,7 @@ def _site(site: Json, style: Style) -> str:
             ("connections", f"{site['connections']} to its servers"),
             ("counted", _counted(site["counters"])),
             ("trouble", site.get("trouble")),
+            ("warning", "; ".join(site.get("warnings", []))),
         ]
     )
     rows = [
@@ -277,12 +293,10 @@ def changed(verb: str) -> Callable[[Json, Style], str]:
 def reloaded(result: Json, style: Style) -> str:
     """What a reload has changed."""
     parts = [
-        f"{what} {', '.join(map(clean, result[what]))}"
-        for what in ("added", "changed", "removed")
+        f"{words} {', '.join(map(clean, result[what]))}"
+        for what, words in _RELOADED.items()
         if result.get(what)
     ]
-    if result.get("restart"):
-        parts.append(f"only a restart changes {', '.join(map(clean, result['restart']))}")
     warnings = [style.paint(clean(problem), "yellow") for problem in result.get("warnings", [])]
     if not parts and not warnings:
         parts.append("nothing has changed")
@@ -382,7 +396,11 @@ def _troubles(site: Json) -> list[str]:
     if ambiguous := site["counters"]["ambiguous"]:
         found.append(f"{ambiguous} requests are ambiguous: they may have been carried out")
     if (acme := site.get("acme")) and acme["error"]:
-        lacks = "has no certificate" if acme["not_after"] is None else "needs another certificate"
+        lacks = "has no certificate"
+        if acme["not_after"] is not None:
+            left = acme["not_after"] - time.time()
+            ends = f"ends in {duration(left)}" if left > 0 else "has expired"
+            lacks = f"needs another certificate, as the present one {ends}"
         found.append(f"{lacks}: {acme['error']}{_next_try(acme)}")
     servers = site["backends"].get(site["backend"], {})
     return found + [f"{url} is {health}" for url, health in servers.items() if health != "up"]

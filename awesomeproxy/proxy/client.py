@@ -83,7 +83,10 @@ class ClientConnection(Protocol):
         self._full = False  # the server is slower than the client
         self._body_seen = 0  # of the present request's body, at the last look
         self._head_timed = False
-        self._taken_seen = 0  # of its answer, at the last look
+        self._answering: Exchange | None = None  # what it took bytes of, at the last look: ...
+        self._taken_seen = 0  # ... so many, ...
+        self._unsent_seen = 0  # ... while so many waited, ...
+        self._behind = False  # ... and whether the server had been told to wait for it
         self._keep_alive = True  # behind the present answer
         self._chunked = False  # the present answer's body
 
@@ -213,6 +216,8 @@ class ClientConnection(Protocol):
         elif exchange.waiting is None:
             if request.complete:
                 self.deadline = NEVER
+                if exchange.head_sent and self.transport.unsent:
+                    self.watch_writing(self.plane.seconds())
             exchange.body_arrived()
 
     # The response
@@ -378,13 +383,29 @@ class ClientConnection(Protocol):
     def watch_writing(self, now: float) -> None:
         """The client is slower than its response: see that it takes it at all."""
         if self.deadline == NEVER:
-            self._taken_seen = self._taken()
-            self.deadline = now + self.listen.timeouts.write
+            self._watch_taking(now)
+
+    def _watch_taking(self, now: float) -> None:
+        self._answering = self.exchange
+        self._taken_seen = self._taken()
+        self._unsent_seen = self.transport.unsent
+        self._behind = self.transport.producerPaused
+        self.deadline = now + self.listen.timeouts.write
 
     def _taken(self) -> int:
-        """How much the client has taken: what counts is that it changes."""
+        """How much the client has taken of the present answer: what counts is the growth."""
         sent = self.exchange.bytes_sent if self.exchange is not None else 0
         return int(sent - self.transport.unsent)
+
+    def _takes_too_little(self) -> bool:
+        """Whether it had something to take ever since the last look, and took less than it must."""
+        if self.exchange is not self._answering:
+            return False
+        taken = self._taken() - self._taken_seen
+        if taken >= max(1, self.listen.write_rate * self.listen.timeouts.write):
+            return False
+        behind = self._behind and self.transport.producerPaused
+        return behind or taken < self._unsent_seen
 
     # Deadlines
 
@@ -395,7 +416,10 @@ class ClientConnection(Protocol):
         if self._tunnel is not None and not self._lingering:
             self._tunnel.expired(now)
         elif self.transport.unsent:
-            self._expired_writing(now)
+            if self._takes_too_little():
+                self.abort()
+            else:
+                self._watch_taking(now)
         elif self._lingering:
             self.transport.abortConnection()
         elif exchange is None:
@@ -412,14 +436,6 @@ class ClientConnection(Protocol):
                 self.deadline = now + LOOK_AGAIN
         elif not exchange.request.complete:
             self._expired_body(exchange, now)
-
-    def _expired_writing(self, now: float) -> None:
-        taken = self._taken()
-        if taken == self._taken_seen:
-            self.abort()
-        else:
-            self._taken_seen = taken
-            self.deadline = now + self.listen.timeouts.write
 
     def _expired_body(self, exchange: Exchange, now: float) -> None:
         timeouts = self.listen.timeouts

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import IAddress
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 PREFACE = b"PRI * HTTP/2.0\r\n"  # as far as HTTP/1.1 reads it (RFC 9113, section 3.4)
 PEEK = 8192  # bytes that are looked at: the longest PROXY header has fewer
 TURNED_AWAY = 256  # clients more than there may be, who are told so
+log = Logger()
+
 TOO_MANY_OF_ONE = Refusal(429, "There are too many connections from this address.")
 
 
@@ -121,7 +124,10 @@ class Doorstep(Protocol):
             sock.recv(len(data) if header is None else header.length - len(self._come))
         except BlockingIOError:
             return None
-        except (OSError, BadHeader):
+        except OSError:
+            return CONNECTION_LOST
+        except BadHeader as problem:
+            self._complain(problem)
             return CONNECTION_LOST
         if header is None:
             self._come += data
@@ -134,6 +140,19 @@ class Doorstep(Protocol):
             self._local = header.ends.destination, header.ends.destination_port
         self._known()
         return None
+
+    def _complain(self, problem: BadHeader) -> None:
+        count = self.plane.bad_headers.happened(self.plane.seconds())
+        if count:
+            log.warn(
+                "{endpoint}: {address} begins without a header of the PROXY protocol, and is"
+                " closed: {problem} ({count} of these since the last line); have it send one, or"
+                " take it out of proxy_protocol",
+                endpoint=self.listen.endpoint,
+                address=self.address,
+                problem=problem,
+                count=count,
+            )
 
     def _known(self) -> None:
         """It is known whose connection it is."""

@@ -324,15 +324,18 @@ class Exchange:
 
     # What may go wrong on the way
 
-    def lost(self, connection: ICarrier, clean: bool) -> None:
-        """The connection to the server is gone."""
+    def lost(self, connection: ICarrier, clean: bool, fault: str = "") -> None:
+        """The connection to the server is gone.
+
+        :param fault: of TLS, that has brought it about.
+        """
         if self.sends and connection.ended() and clean:
             self.arrived(connection, "the end")
         elif self.head_sent:
             self._truncate(connection)
         else:
             self.connection = None
-            why = "it closed the connection without an answer"
+            why = "it closed the connection without an answer" + (fault and f" ({fault})")
             if not connection.reused:
                 connection.server.failed(self.site.plane.seconds(), why)
             if connection.heard:

@@ -108,6 +108,7 @@ class Http2Connection(Protocol):
         self._lingering = False
         self._last = HIGHEST  # the last stream that is looked at
         self._owed = 0  # bytes that have come and that the client was not told of
+        self._given = 0  # bytes of all answers, to the transport
         # Whoever leaves a page cancels all that is under way, and may come to another at once.
         self._most_patience = max(PATIENCE, 2 * RESET * listen.max_streams)
         self._patience = self._most_patience
@@ -298,6 +299,16 @@ class Http2Connection(Protocol):
         return not self.transport.connected or has_left(self.transport.socket)
 
     @property
+    def taken(self) -> int:
+        """How much the client has taken of all answers: what counts is the growth."""
+        return int(self._given - self.transport.unsent)
+
+    @property
+    def behind(self) -> bool:
+        """Whether its client takes less than there is, of whatever stream."""
+        return bool(self.transport.unsent) or self._h2.outbound_flow_control_window <= 0
+
+    @property
     def incomplete(self) -> int:
         """Bytes that have come of a frame that has not come whole."""
         return self._h2.frames.incomplete
@@ -350,6 +361,7 @@ class Http2Connection(Protocol):
                 frames -= 1
                 data, last = stream.take(room)
                 h2.send_part(number, data, last)
+                self._given += len(data)
                 stream.end_sent = last
                 if last:
                     return True

@@ -38,6 +38,7 @@ from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin, RequestIds
 from awesomeproxy.proxy.interfaces import IServerLink, IVisitor
 from awesomeproxy.proxy.livedatabase import DatabaseFactory, LiveDatabase
+from awesomeproxy.proxy.rarely import Rarely
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.router import Router
 from awesomeproxy.proxy.site import LiveSite
@@ -99,6 +100,7 @@ class Plane:
         self.visits = Visits()
         self.handshakes = 0
         self.handshakes_failed = 0
+        self.bad_headers = Rarely()  # of the PROXY protocol
         self.links: set[IServerLink] = set()
         self.challenges: dict[bytes, bytes] = {}  # target -> what proves a name to be ours
         self.https_port = 443  # where those are sent who shall come with TLS; see ``listen``

@@ -43,7 +43,7 @@ def receive(
     if arrival.server_name and _misdirected(plane, arrival, request, site):
         return explain(
             421,
-            f"This connection was opened for {arrival.server_name}, which is another site.",
+            f"This connection was opened for {arrival.server_name}, which is not this site.",
             request,
         )
     if site.guarded:

@@ -218,6 +218,11 @@ class Secure(tcp.Connection):
         super().connectionLost(why)
 
 
+def fault_of(why: Failure) -> str:
+    """What was wrong with TLS, if that is why a connection was lost."""
+    return str(why.value) if isinstance(why.value, TlsFailed) else ""
+
+
 def reason(problem: SSL.Error) -> str:
     """What OpenSSL, or who was called back by it, says is wrong."""
     if isinstance(problem, SSL.SysCallError):

@@ -40,6 +40,7 @@ from awesomeproxy.proxy.fields import Field
 from awesomeproxy.proxy.interfaces import ICarrier, IServerLink
 from awesomeproxy.proxy.multiplex import HIGHEST, Multiplex
 from awesomeproxy.proxy.responses import MAX_HEAD
+from awesomeproxy.proxy.secure import fault_of
 from awesomeproxy.proxy.servers import MOST, LiveServer
 from awesomeproxy.proxy.sweep import NEVER
 from awesomeproxy.proxy.upstream import no_file
@@ -439,6 +440,7 @@ class ServerSession(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It is closed, by either side."""
         self._gone = True
+        fault = fault_of(reason)
         self.site.plane.sweep.remove(self)
         streams = list(self._streams.values())
         self._streams.clear()
@@ -450,8 +452,8 @@ class ServerSession(Protocol):
         for stream in streams:
             exchange = stream.dropped()
             if exchange is not None:
-                exchange.lost(stream, clean=False)
-        self._not_opened(self._why)
+                exchange.lost(stream, False, fault)
+        self._not_opened(self._why + (fault and f" ({fault})"))
 
     def _leave_pool(self) -> None:
         self._closing = True

@@ -66,7 +66,10 @@ class Stream:
     _watched = False
     _seen = 0  # of the body, at the last look
     _sent = 0  # bytes of the answer that were sent ...
-    _sent_seen = 0  # ... at the last look
+    _sent_seen = 0  # ... at the last look, ...
+    _taken_seen = 0  # ... of all that was sent on the connection, ...
+    _unsent_seen = 0  # ... while so many waited, ...
+    _behind = False  # ... and whether the server had been told to wait
     _key = b""  # of a WebSocket's handshake with the server
     unsent = 0
 
@@ -153,6 +156,8 @@ class Stream:
         elif exchange.waiting is None:
             if last:
                 self.deadline = NEVER
+                if self.unsent:
+                    self.watch_writing(self.connection.plane.seconds())
             exchange.body_arrived()
             self._ask()
 
@@ -422,10 +427,30 @@ class Stream:
 
     def watch_writing(self, now: float) -> None:
         """The client is slower than its response: see that it takes it at all."""
-        if self.deadline == NEVER:
+        timeouts = self.connection.listen.timeouts
+        # A call may be silent for long, but its answer is taken like any other.
+        if self.deadline > now + max(timeouts.write, timeouts.body):
             self._sent_seen = self._sent
-            self.deadline = now + self.connection.listen.timeouts.write
+            self._taken_seen = self.connection.taken
+            self._unsent_seen = self.unsent
+            self._behind = self._stopped
+            self.deadline = now + timeouts.write
             self._watch()
+
+    def _takes_too_little(self) -> bool:
+        """Whether there was something to take ever since the last look, and too little taken.
+
+        Where it is not the stream that its client keeps waiting, but the whole connection,
+        what is taken of any stream counts: there may be many for a line that is slow.
+        """
+        connection = self.connection
+        listen = connection.listen
+        sent = taken = self._sent - self._sent_seen
+        if connection.behind:
+            taken = max(sent, connection.taken - self._taken_seen)
+        if taken >= max(1, listen.write_rate * listen.timeouts.write):
+            return False
+        return not taken or (self._behind and self._stopped) or sent < self._unsent_seen
 
     def expired(self, now: float) -> None:
         """A deadline has passed; which one depends on what is going on."""
@@ -436,7 +461,7 @@ class Stream:
         elif self._tunnel is not None:
             self._tunnel.expired(now)
         elif self.unsent or (self._ended and not self.end_sent):
-            if self._sent == self._sent_seen:
+            if self._takes_too_little():
                 self.abort()
             else:
                 self.watch_writing(now)

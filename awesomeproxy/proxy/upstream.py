@@ -20,6 +20,7 @@ from awesomeproxy.proxy.interfaces import ICarrier, IClient, IServerLink
 from awesomeproxy.proxy.proxyprotocol import Ends
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.responses import BadResponse, Response, ResponseParser
+from awesomeproxy.proxy.secure import fault_of
 from awesomeproxy.proxy.servers import LiveServer
 from awesomeproxy.proxy.sockets import is_silent
 from awesomeproxy.proxy.sweep import NEVER
@@ -184,7 +185,7 @@ class ServerConnection(Protocol):
         if self.tunnel is not None:
             self.tunnel.close()
         elif exchange is not None:
-            exchange.lost(self, clean=reason.type is ConnectionDone)
+            exchange.lost(self, reason.type is ConnectionDone, fault_of(reason))
         self.parser.discard()
 
     def _gone(self) -> None:

@@ -129,7 +129,7 @@ class Certificates:
             self._base = self._new_base()
             self._renew_base = now + TICKET_KEYS_LIFE
         pairs = {path: entry.pair for path, entry in reading.entries.items() if entry.pair}
-        before = {path: served.pair for path, served in self._served.items()}
+        before = self.pairs()
         default = reading.settings.default
         if pairs != before or default != self.settings.default or now >= self._choice.until:
             self._served = {
@@ -148,6 +148,9 @@ class Certificates:
         yield from reading.problems
         yield from (entry.problem for entry in reading.entries.values() if entry.problem)
         yield from self._choice.misdated(now).values()
+        if reading.settings.certificates and not reading.entries and not reading.problems:
+            places = ", ".join(reading.settings.certificates)
+            yield f"tls.certificates: there is no certificate in {places}; put one there"
         default = reading.settings.default
         if default and self._choice.default is None:
             yield (
@@ -177,6 +180,10 @@ class Certificates:
         return base
 
     # What there is
+
+    def pairs(self) -> dict[str, Pair]:
+        """Those in use, by the path of the certificate."""
+        return {path: served.pair for path, served in self._served.items()}
 
     def covers(self, host: str) -> bool:
         """Whether there is a certificate for a host; the default does not count."""

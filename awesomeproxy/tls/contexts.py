@@ -6,6 +6,9 @@ best what its processor is fast at.  The profile's finite-field suites are left 
 whoever speaks TLS 1.2 at all has elliptic curves, and they would let a client make the
 server compute for a hundred times what its own request costs (CVE-2002-20001).
 
+So is it with the groups for the exchange of keys: those of the profile, and no finite
+fields, which OpenSSL would offer in TLS 1.3 as well.
+
 A context must not be changed once a connection has used it, so there is no way to:
 whenever something is to be different, a new one is made.
 """
@@ -13,8 +16,9 @@ whenever something is to be different, a new one is made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
 from awesomeproxy.tls.pairs import Pair
@@ -25,7 +29,14 @@ CIPHERS: Final = (
     b"ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
 )
 CIPHERS_13: Final = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+GROUPS: Final = b"X25519:P-256:P-384"
+# Where OpenSSL has it (3.5).  With "*": as a client we offer keys in both at once, so that
+# servers without it cost no second round.
+HYBRID: Final = b"*X25519MLKEM768:*"
 SESSION_LIFE: Final = 86_400  # seconds, as Mozilla has it
+
+# Of the binding, as pyOpenSSL has no way to say which groups there may be.
+_library: Any = Binding().lib
 
 Select = Callable[[SSL.Connection, list[bytes]], bytes]
 
@@ -39,11 +50,20 @@ def context(method: int) -> SSL.Context:
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.set_cipher_list(CIPHERS)
     made.set_tls13_ciphersuites(CIPHERS_13)
+    _set_groups(made)
     made.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     made.set_mode(SSL.MODE_RELEASE_BUFFERS)  # an idle connection has no use for 34 KB
     # Sessions are in tickets, with the client; what is not kept here cannot fill memory.
     made.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     return made
+
+
+def _set_groups(made: SSL.Context) -> None:
+    handle: Any = made._context
+    if not _library.SSL_CTX_set1_curves_list(handle, HYBRID + GROUPS):
+        _library.ERR_clear_error()
+        if not _library.SSL_CTX_set1_curves_list(handle, GROUPS):
+            raise SSL.Error([("", "", "OpenSSL lacks the groups X25519, P-256 and P-384")])
 
 
 def server_context(select: Select, pair: Pair | None = None) -> SSL.Context:
