@@ -51,7 +51,9 @@ class Loading:
             if not member.has_gate:
                 yield self._filesystem(member)
             elif member.is_database:
-                database = self._world.databases[member.name.removeprefix(DATABASE)]
+                database = self._world.definition(member.name)
+                if database is None:
+                    raise Unmovable(f"{member.name} is not defined; add [databases.NAME] for it")
                 if database.mover and database.filesystem not in travelling:
                     yield self._database(member)
 
@@ -78,12 +80,12 @@ class Loading:
         database = self._world.databases[name]
 
         def place(backend: str) -> Place:
-            if backend not in database.backends:
+            found = database.backends.get(backend)
+            if found is None:
                 raise Unmovable(
-                    f"the database {name} is placed on {backend}, which is not defined; "
-                    "its data cannot be found"
+                    f"the database {name} has no backend {backend!r}; "
+                    f"add [databases.{name}.backends.{backend}]"
                 )
-            found = database.backends[backend]
             address = (found.server.host, found.server.port)
             return Place(found.node, self._shell(found.node), found.place, address)
 
