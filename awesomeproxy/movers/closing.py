@@ -152,23 +152,25 @@ def closed_by(path: bytes, migration: str) -> bool:
 # Mounts
 
 
-def _mounts(table: bytes = b"") -> list[Mount]:
-    """Those of a table; of our own, if none is given."""
-    found = []
-    for line in (table or _read("/proc/self/mountinfo")).splitlines():
-        fields = line.split(b" ")
-        of_device = fields[fields.index(b"-", 6) + 3].split(b",")
-        found.append(
-            Mount(
-                id=int(fields[0]),
-                parent=int(fields[1]),
-                device=fields[2],
-                root=_plain(fields[3]),
-                point=_plain(fields[4]),
-                writable=b"ro" not in fields[5].split(b",") and b"ro" not in of_device,
-            )
-        )
-    return found
+def _mounts(table: str = "/proc/self/mountinfo", directory: int | None = None) -> list[Mount]:
+    """Those of a table, which is read anew if it has changed so that a line was torn."""
+    for _ in range(ROUNDS):
+        with contextlib.suppress(ValueError, IndexError):
+            return [_mount(line) for line in _read(table, directory).split(b"\n") if line]
+    raise OSError(f"{table} makes no sense; see what findmnt says")
+
+
+def _mount(line: bytes) -> Mount:
+    fields = line.split(b" ")
+    of_device = fields[fields.index(b"-", 6) + 3].split(b",")
+    return Mount(
+        id=int(fields[0]),
+        parent=int(fields[1]),
+        device=fields[2],
+        root=_plain(fields[3]),
+        point=_plain(fields[4]),
+        writable=b"ro" not in fields[5].split(b",") and b"ro" not in of_device,
+    )
 
 
 def _plain(field: bytes) -> bytes:
@@ -236,7 +238,7 @@ def _lay(tree: Tree, proc: int) -> None:
     """Put a layer over each way in that the mount namespace we are in has."""
     passed = set()
     for _ in range(ROUNDS):
-        mounts = _mounts(_read("self/mountinfo", proc))
+        mounts = _mounts("self/mountinfo", proc)
         ways = [(mount, at) for mount in mounts if (at := _way_in(mount, mounts, tree))]
         ways = [(mount, at) for mount, at in ways if mount.id not in passed]
         if not ways:
@@ -265,7 +267,7 @@ def _way_in(mount: Mount, mounts: list[Mount], tree: Tree) -> bytes | None:
 def _lift(tree: Tree, proc: int) -> None:
     """Take all layers away that the mount namespace we are in has."""
     for _ in range(ROUNDS):
-        mounts = _mounts(_read("self/mountinfo", proc))
+        mounts = _mounts("self/mountinfo", proc)
         layers = [mount for mount in mounts if _is_layer(mount, mounts, tree)]
         if not layers:
             return
@@ -356,7 +358,7 @@ def _holders(tree: Tree, among: set[int]) -> list[tuple[int, str]]:
             table = (os.stat(f"/proc/{pid}/ns/mnt").st_ino, root)
             if table not in tables:
                 tables.add(table)
-                known.update((m.id, m) for m in _mounts(_read(f"/proc/{pid}/mountinfo")))
+                known.update((m.id, m) for m in _mounts(f"/proc/{pid}/mountinfo"))
     for pid in among:
         if pid != os.getpid() and (what := _held(pid, tree, known)):
             command = os.fsdecode(_read(f"/proc/{pid}/comm").strip())
