@@ -121,9 +121,7 @@ def _wrote(side: Side) -> int:
         return int(answer.read())
 
 
-def _report(
-    figure: str, ledgers: Sequence[Any], rates: Sequence[float], results: Results
-) -> None:
+def _report(figure: str, ledgers: Sequence[Any], rates: Sequence[float], results: Results) -> None:
     steps = [find(ledger, "steps") for ledger in ledgers]
     pauses = [float(find(ledger, "pause")) * 1000 for ledger in ledgers]
 

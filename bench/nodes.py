@@ -93,8 +93,8 @@ def nodes(directory: Path, *, zfs: bool) -> Iterator[Nodes]:
     hold = _HOLD + (_ZFS_FUSE if zfs else "sleep infinity")
     slave = [program("unshare"), "--mount", "--propagation", "slave"]
     with (directory / "nodes.log").open("wb") as log:
-        how = {"stdout": log.fileno(), "stderr": log.fileno()}
-        holder = spawn([*anywhere(), *slave, "sh", "-c", hold], "load", **how)
+        out = log.fileno()
+        holder = spawn([*anywhere(), *slave, "sh", "-c", hold], "load", stdout=out, stderr=out)
         made = Nodes(
             directory,
             [*anywhere(), program("nsenter"), f"--mount=/proc/{holder.pid}/ns/mnt", "--"],
@@ -105,7 +105,7 @@ def nodes(directory: Path, *, zfs: bool) -> Iterator[Nodes]:
                 made.until("zpool", "list")
             _configure(directory)
             argv = [program("sshd"), "-D", "-e", "-f", str(directory / "sshd_config")]
-            sshd = spawn([*made.enter, *argv], "load", **how)
+            sshd = spawn([*made.enter, *argv], "load", stdout=out, stderr=out)
             try:
                 made.until("ssh", "-F", str(made.ssh_config), FAR, "true")
                 yield made
@@ -122,8 +122,8 @@ def anywhere() -> list[str]:
 
 def _configure(directory: Path) -> None:
     for name in ("host_key", "client_key"):
-        argv = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", directory / name]
-        subprocess.run(argv, check=True, capture_output=True)
+        argv = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f"]
+        subprocess.run([*argv, str(directory / name)], check=True, capture_output=True)
     values = {
         "name": FAR,
         "port": free_port(),
