@@ -49,6 +49,13 @@ def _cost_bars(figure: str, what: str) -> tuple[Bar, ...]:
     )
 
 
+def _pause_bars(figure: str, mover: str) -> tuple[Bar, ...]:
+    return (
+        Bar(f"{figure}-pause", figure, f"longest pause of a move with {mover}", "ms", 2000.0),
+        Bar(f"{figure}-share", figure, "of it not drain, last sync, service start", "ms", 100.0),
+    )
+
+
 BARS: tuple[Bar, ...] = (
     *_cost_bars("request", "small request"),
     *_cost_bars("headers", "browser's headers"),
@@ -75,6 +82,8 @@ BARS: tuple[Bar, ...] = (
     Bar("status-time", "status", "awesomeproxy status, start to exit", "ms", 150.0),
     Bar("mounts-cpu", "mounts", "a mount among 100,000: the watcher's CPU time", "ms", 200.0),
     Bar("mounts-stall", "mounts", "the longest it kept the reactor from its work", "ms", 20.0),
+    *_pause_bars("pausezfs", "zfs"),
+    *_pause_bars("pausersync", "rsync"),
 )
 
 FIGURES: Mapping[str, str] = {
@@ -91,4 +100,6 @@ FIGURES: Mapping[str, str] = {
     "wait": "the longest wait that a migration adds on an idle site",
     "status": "the time that awesomeproxy status takes",
     "mounts": "what a mount costs the watcher among 100,000 mounts",
+    "pausezfs": "the pause of a site that moves with 1 GB it writes to, with zfs",
+    "pausersync": "the same with rsync",
 }

@@ -13,10 +13,12 @@ their default; which version and cipher of TLS it is, is up to the clients.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import HOST
+from bench.processes import HOST, ROOT
 
 SMALL = "/small"  # a 200 with a body of SMALL_BODY
 LARGE = "/large"  # a 200 with a body of MEGABYTE bytes
@@ -129,6 +131,21 @@ CADDY = """
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Where a site that moves can be."""
+
+    node: str
+    port: int  # where it listens there
+    place: Mapping[str, str]  # of its filesystem, as the mover wants it
+    note: Path
+
+    def service(self, act: str) -> list[str]:
+        """The command that starts it, or stops it."""
+        argv = [sys.executable, "-IS", str(ROOT / "bench" / "tenant.py"), act]
+        return [*argv, self.place["path"], str(self.port), str(self.note)]
+
+
 def awesomeproxy(
     directory: Path, port: int, origins: Sequence[int], certificate: Path | None
 ) -> str:
@@ -149,7 +166,7 @@ def awesomeproxy(
         "",
         "[sites.bench]",
         f"hosts = [{text(HOST)}]",
-        'backend = "a"',
+        'backend = "a"' if origins else 'backend = "bench"\nfilesystem = "bench"',
         "hold = { max_requests = 20000, max_time = 300.0 }",
     ]
     if certificate is not None:
@@ -161,3 +178,32 @@ def awesomeproxy(
             f"servers = [{text(f'http://127.0.0.1:{number}')}]",
         ]
     return "\n".join(lines) + "\n"
+
+
+def moving(
+    directory: Path, port: int, mover: str, ssh_config: Path, far: str, sides: Sequence[Side]
+) -> str:
+    """Our own for a site that moves with its filesystem, between this node and ``far``."""
+    lines = [
+        awesomeproxy(directory, port, [], None),
+        f"[nodes.{far}]",
+        f"ssh = {_text(far)}",
+        f"config = {_text(ssh_config)}",
+        "[filesystems.bench]",
+        f"mover = {_text(mover)}",
+        f"node = {_text(sides[0].node)}",
+    ]
+    for side in sides:
+        lines += [
+            f"[filesystems.bench.on.{side.node}]",
+            *(f"{key} = {_text(value)}" for key, value in side.place.items()),
+            f"[sites.bench.backends.{side.node}]",
+            f"servers = [{_text(f'http://127.0.0.1:{side.port}')}]",
+            f"node = {_text(side.node)}",
+            *(f"service.{act} = {json.dumps(side.service(act))}" for act in ("start", "stop")),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    return json.dumps(str(value))  # a JSON string is a TOML string

@@ -42,6 +42,11 @@ TOOLS = {
     "taskset": "util-linux",
     "setpriv": "util-linux",
     "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "sshd": "openssh-server",
+    "ssh-keygen": "openssh-client",
+    "rsync": "rsync",
+    "zfs-fuse": "zfs-fuse",
 }
 
 Role = Literal["proxy", "load"]

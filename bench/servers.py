@@ -172,12 +172,17 @@ def awesomeproxy(
         config.write_text(
             configurations.awesomeproxy(directory, port, [o.port for o in origins], certificate)
         )
-        argv = [script("twistd"), "-n", "--pidfile=", *twistd_options]
-        argv += ["awesomeproxy", "--config", str(config)]
+        argv = daemon(config, *twistd_options)
         with serving(
             "awesomeproxy", argv, "proxy", port, directory, certificate=certificate
         ) as process:
             yield process
+
+
+def daemon(config: Path, *twistd_options: str) -> list[str]:
+    """The command that runs our daemon."""
+    argv = [script("twistd"), "-n", "--pidfile=", *twistd_options]
+    return [*argv, "awesomeproxy", "--config", str(config)]
 
 
 PROXIES: dict[str, Proxy] = {

@@ -81,16 +81,20 @@ class FilesystemStage(ABC):
             os.utime(directory, ns=(times.st_atime_ns, times.st_mtime_ns))
         return done.returncode == 0
 
+    def residents(self) -> list[int]:
+        """The processes that movers leave running for those that come after them."""
+        return []
+
     def commands(self) -> list[int]:
         """The processes that movers have started here, and those that these have started."""
         found = set(descendants(os.getpid()))
-        for server in self.servers:
+        for server in (*self.servers, *self.residents()):
             found -= {server, *descendants(server)}
         return sorted(found)
 
     def kill_commands(self) -> None:
         """Kill what movers have started, as when memory is short."""
-        for pid in self.commands():
+        for pid in (*self.commands(), *self.residents()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -50,8 +50,13 @@ class RsyncStage(FilesystemStage):
         asked = options(**written)
         return Rsync(Job("web", migration, places[source], places[target], asked, reactor, scratch))
 
-    def clear(self) -> None:
-        """Take the layers away."""
+    def residents(self) -> list[int]:
+        return [pid for shell in self._shells.values() for pid in shell.staying]
+
+    async def clear(self) -> None:
+        """Take the layers away, and end what stays."""
+        for shell in self._shells.values():
+            await shell.close()
         for path in self.paths.values():
             while subprocess.run(["umount", "-l", path], capture_output=True).returncode == 0:
                 pass
@@ -65,7 +70,7 @@ def here() -> Shell:
 async def a_stage(tmp_path: Path) -> AsyncIterator[RsyncStage]:
     stage = RsyncStage(tmp_path, {ONE: here(), TWO: here()})
     yield stage
-    stage.clear()
+    await stage.clear()
 
 
 MAPPED = """

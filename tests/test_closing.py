@@ -19,6 +19,7 @@ from rsync_stage import (
     holding,
 )
 
+from awesomeproxy.movers import closing
 from awesomeproxy.movers.interface import MoverError
 
 stage = twisted_fixture(a_stage)
@@ -113,3 +114,15 @@ async def test_a_fence_that_a_reboot_took_away_stands_again(stage: RsyncStage) -
         assert stage.takes(ONE)
         await stage.step(step, 1)
         assert not stage.takes(ONE)
+
+
+def test_a_mount_table_that_changes_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line was torn: it is read anew.  If it never makes sense, that is told."""
+    whole = b"22 1 0:21 / /srv/a\rb\\040c rw,noatime shared:7 - tmpfs tmpfs rw\n"
+    tables = [whole + whole[:30], whole[20:] + whole, whole + b"\n" + whole]
+    monkeypatch.setattr(closing, "_read", lambda path, directory: tables.pop(0))
+    assert [mount.point for mount in closing._mounts()] == [b"/srv/a\rb c"] * 2
+    assert not tables
+    tables = [whole[:30]] * closing.ROUNDS
+    with pytest.raises(OSError, match="makes no sense"):
+        closing._mounts()

@@ -2,8 +2,8 @@
 
 ::
 
-    check -> presync -> hold -> drain -> fence -> sync -> attach -> mount -> start
-    '---------------------------- rolls back ----------------------------------'
+    check -> presync -> hold -> drain -> fence -> sync -> attach -> mount -> compare -> start
+    '--------------------------------- rolls back ------------------------------------------'
           -> switch -> verify -> commit -> release -> clean
              '-- rolls back --'  '---- rolls forward ----'
 
@@ -295,6 +295,8 @@ class Migration:
         for member in self.plan.moving:
             if not member.has_gate:
                 await self._guard(self._host.mounted(member.name, member.target))
+        await self._enter("compare")
+        await self._do(carriage.verify())  # before services begin to write there
         await self._enter("start")
         await self._do(carriage.start())
 
@@ -304,7 +306,6 @@ class Migration:
         await self._enter("verify")
         if self._carriage is not None:
             await self._guard(self._host.admit(self.plan))
-            await self._do(self._carriage.verify())
             await self._try()
         else:
             await self._check()

@@ -23,6 +23,7 @@ STEPS = (
     Step("sync", "copy the last of the data", carrying=True),
     Step("attach", "make the data usable at the target", carrying=True),
     Step("mount", "wait until it is mounted there", carrying=True),
+    Step("compare", "see that what has arrived is what has left", carrying=True),
     Step("start", "start the services there", carrying=True),
     Step("switch", "place the site on the target, still held"),
     Step("verify", "try the target past the held gate"),

@@ -1,7 +1,7 @@
 """Closes a directory to writers, and opens it again: a program that runs on the node itself.
 
-It is given to ``python3 -`` there, so it needs nothing but Python's own library, a kernel
-from Linux 5.12 on, and root.
+It is a :mod:`resident <awesomeproxy.movers.resident>` there, so it needs nothing but Python's
+own library, a kernel from Linux 5.12 on, and root.
 
 A directory is closed by a *layer*: a read-only mount of it over itself.  One is put over
 every way in: in each mount namespace (of a container, of a service), over each writable
@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import re
 import signal
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -31,6 +29,7 @@ from typing import Any, NamedTuple
 OWN = "AWESOMEPROXY_MOVER"  # in the environment of what a mover has started, with a name
 NAME = b"trusted.awesomeproxy.name"  # of the filesystem that lives in a directory
 MIGRATION = b"trusted.awesomeproxy.migration"  # by which it was closed last
+CLOSED = b"trusted.awesomeproxy.closed"  # the same, once nobody was left who could write
 PATIENCE = 3.0  # seconds that those who have it open are given to leave
 ROUNDS = 16  # of laying layers, until no way in is left
 TOLD = 5  # of those who have it open
@@ -99,7 +98,8 @@ def close(path: bytes, migration: str, name: str, how: str) -> None:
     """Close it, for a filesystem's migration; what ran there for its movers is killed.
 
     :param how: ``make`` the directory if it is not there, ``keep`` what is there, or close it
-        ``again``: only if it was this migration that closed it last.
+        ``again``: only if it was this migration that closed it last.  ``still`` is like ``keep``,
+        but nobody is looked for if the same migration has closed it, and no layer is missing.
     :raise OSError: somebody holds it open, or it cannot be done.
     """
     if how == "again" and not closed_by(path, migration):
@@ -107,8 +107,11 @@ def close(path: bytes, migration: str, name: str, how: str) -> None:
     if how == "make":
         os.makedirs(path, exist_ok=True)
     path = os.path.realpath(path)
-    _mark(path, {NAME: name, MIGRATION: migration})
     tree = _tree(path, _mounts())
+    stands = _marked(path, CLOSED, migration)
+    if how == "still" and stands and not _everywhere(lambda proc: _lay(tree, proc), set()):
+        return
+    _mark(path, {NAME: name, MIGRATION: migration, CLOSED: ""})
     own = f"{OWN}={name}".encode()
     late = time.monotonic() + PATIENCE
     laid: set[int] = set()  # namespaces
@@ -129,6 +132,7 @@ def close(path: bytes, migration: str, name: str, how: str) -> None:
             raise OSError(f"{os.fsdecode(path)} is in use: {who}; stop what uses it")
         if holders:
             time.sleep(0.05)
+    _mark(path, {CLOSED: migration})
 
 
 def open_again(path: bytes, migration: str) -> bool:
@@ -137,38 +141,49 @@ def open_again(path: bytes, migration: str) -> bool:
     if not closed_by(path, migration):
         return False
     tree = _tree(path, _mounts())
+    _mark(path, {CLOSED: ""})
     _everywhere(lambda proc: _lift(tree, proc), set())
     return True
 
 
+def ready(path: bytes) -> None:
+    """Do nothing: who can say so does not have to be started any more."""
+
+
 def closed_by(path: bytes, migration: str) -> bool:
     """Whether ``path`` was closed last by this migration."""
+    return _marked(path, MIGRATION, migration)
+
+
+def _marked(path: bytes, key: bytes, value: str) -> bool:
     try:
-        return os.getxattr(path, MIGRATION) == migration.encode()
-    except OSError:  # it is not there, or was never closed
+        return os.getxattr(path, key) == value.encode()
+    except OSError:  # it is not there, or was never marked
         return False
 
 
 # Mounts
 
 
-def _mounts(table: bytes = b"") -> list[Mount]:
-    """Those of a table; of our own, if none is given."""
-    found = []
-    for line in (table or _read("/proc/self/mountinfo")).splitlines():
-        fields = line.split(b" ")
-        of_device = fields[fields.index(b"-", 6) + 3].split(b",")
-        found.append(
-            Mount(
-                id=int(fields[0]),
-                parent=int(fields[1]),
-                device=fields[2],
-                root=_plain(fields[3]),
-                point=_plain(fields[4]),
-                writable=b"ro" not in fields[5].split(b",") and b"ro" not in of_device,
-            )
-        )
-    return found
+def _mounts(table: str = "/proc/self/mountinfo", directory: int | None = None) -> list[Mount]:
+    """Those of a table, which is read anew if it has changed so that a line was torn."""
+    for _ in range(ROUNDS):
+        with contextlib.suppress(ValueError, IndexError):
+            return [_mount(line) for line in _read(table, directory).split(b"\n") if line]
+    raise OSError(f"{table} makes no sense; see what findmnt says")
+
+
+def _mount(line: bytes) -> Mount:
+    fields = line.split(b" ")
+    of_device = fields[fields.index(b"-", 6) + 3].split(b",")
+    return Mount(
+        id=int(fields[0]),
+        parent=int(fields[1]),
+        device=fields[2],
+        root=_plain(fields[3]),
+        point=_plain(fields[4]),
+        writable=b"ro" not in fields[5].split(b",") and b"ro" not in of_device,
+    )
 
 
 def _plain(field: bytes) -> bytes:
@@ -232,15 +247,16 @@ def _is_layer(mount: Mount, mounts: list[Mount], tree: Tree) -> bool:
     return False
 
 
-def _lay(tree: Tree, proc: int) -> None:
-    """Put a layer over each way in that the mount namespace we are in has."""
+def _lay(tree: Tree, proc: int) -> bool:
+    """Put a layer over each way in that the mount namespace we are in has; whether it had one."""
     passed = set()
+    laid = False
     for _ in range(ROUNDS):
-        mounts = _mounts(_read("self/mountinfo", proc))
+        mounts = _mounts("self/mountinfo", proc)
         ways = [(mount, at) for mount in mounts if (at := _way_in(mount, mounts, tree))]
         ways = [(mount, at) for mount, at in ways if mount.id not in passed]
         if not ways:
-            return
+            return laid
         for mount, at in ways:
             passed.add(mount.id)
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -249,6 +265,7 @@ def _lay(tree: Tree, proc: int) -> None:
                     layer = _clone(b"", read_only=True, at=file)
                     _call(_MOVE_MOUNT, layer, b"", file, b"", _MOVE_MOUNT_EMPTY_PATHS)
                     os.close(layer)
+                    laid = True
                 os.close(file)
     raise OSError("there is no end of ways in; see to the mounts with findmnt")
 
@@ -262,13 +279,15 @@ def _way_in(mount: Mount, mounts: list[Mount], tree: Tree) -> bytes | None:
     return None if any(_relative(at, m.point) is not None for m in over) else at
 
 
-def _lift(tree: Tree, proc: int) -> None:
-    """Take all layers away that the mount namespace we are in has."""
+def _lift(tree: Tree, proc: int) -> bool:
+    """Take all layers away that the mount namespace we are in has; whether it had one."""
+    lifted = False
     for _ in range(ROUNDS):
-        mounts = _mounts(_read("self/mountinfo", proc))
+        mounts = _mounts("self/mountinfo", proc)
         layers = [mount for mount in mounts if _is_layer(mount, mounts, tree)]
         if not layers:
-            return
+            return lifted
+        lifted = True
         for layer in reversed(layers):
             _check(_libc.umount2(layer.point, _MNT_DETACH | _UMOUNT_NOFOLLOW))
     raise OSError("there is no end of layers; see to the mounts with findmnt")
@@ -306,11 +325,14 @@ def _processes() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def _everywhere(act: Callable[[int], None], seen: set[int]) -> None:
+def _everywhere(act: Callable[[int], bool], seen: set[int]) -> bool:
     """Call ``act`` in each mount namespace that has a process, and is not among the seen.
 
     It is given /proc, open, since the namespace of a container may have none.
+
+    :return: whether one of the calls has returned True.
     """
+    done = False
     for pid in [os.getpid(), *_processes()]:
         # It may have ended; and who has more rights than root has here is left alone.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
@@ -319,20 +341,21 @@ def _everywhere(act: Callable[[int], None], seen: set[int]) -> None:
                 key = os.fstat(space).st_ino
                 if key not in seen:
                     seen.add(key)
-                    _inside_of(space, act)
+                    done |= _inside_of(space, act)
             finally:
                 os.close(space)
+    return done
 
 
-def _inside_of(space: int, act: Callable[[int], None]) -> None:
-    """Call ``act`` in a process of its own that has entered a mount namespace."""
+def _inside_of(space: int, act: Callable[[int], bool]) -> bool:
+    """What ``act`` returns in a process of its own that has entered a mount namespace."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             proc = os.open("/proc", os.O_DIRECTORY)
             _check(_libc.setns(space, _CLONE_NEWNS))
-            act(proc)
+            os.write(writing, b"\0" if act(proc) else b"")
         except BaseException as problem:
             os.write(writing, str(problem).encode(errors="replace") or b"?")
         finally:
@@ -341,8 +364,9 @@ def _inside_of(space: int, act: Callable[[int], None]) -> None:
     with open(reading, "rb") as file:
         said = file.read()
     os.waitpid(pid, 0)
-    if said:
+    if said not in (b"", b"\0"):
         raise OSError(said.decode())
+    return bool(said)
 
 
 def _holders(tree: Tree, among: set[int]) -> list[tuple[int, str]]:
@@ -356,7 +380,7 @@ def _holders(tree: Tree, among: set[int]) -> list[tuple[int, str]]:
             table = (os.stat(f"/proc/{pid}/ns/mnt").st_ino, root)
             if table not in tables:
                 tables.add(table)
-                known.update((m.id, m) for m in _mounts(_read(f"/proc/{pid}/mountinfo")))
+                known.update((m.id, m) for m in _mounts(f"/proc/{pid}/mountinfo"))
     for pid in among:
         if pid != os.getpid() and (what := _held(pid, tree, known)):
             command = os.fsdecode(_read(f"/proc/{pid}/comm").strip())
@@ -437,15 +461,12 @@ def _check(result: int) -> int:
     return result
 
 
-def main(act: str, path: str, *how: str) -> None:
-    """Do as the arguments say: ``survey PATH``, ``close PATH ...`` or ``open PATH MIGRATION``."""
-    acts: dict[str, Callable[..., Any]] = {"survey": survey, "close": close, "open": open_again}
-    try:
-        answer = acts[act](os.fsencode(path), *how)
-    except OSError as problem:
-        sys.exit(str(problem))
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def answer_to(act: str, path: str, *how: str) -> Any:
+    """What comes of an act; see :mod:`awesomeproxy.movers.resident`."""
+    acts: dict[str, Callable[..., Any]] = {
+        "survey": survey,
+        "close": close,
+        "open": open_again,
+        "ready": ready,
+    }
+    return acts[act](os.fsencode(path), *how)

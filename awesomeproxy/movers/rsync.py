@@ -11,21 +11,25 @@ words, and the same configuration file of ssh if one is named.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from zope.interface import implementer
 
 from awesomeproxy.addresses import absolute_path, text_of
+from awesomeproxy.migrate.carriage import together
 from awesomeproxy.movers.closing import OWN
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Place, Progress
-from awesomeproxy.movers.shell import Shell, ShellError
+from awesomeproxy.movers.resident import Resident
+from awesomeproxy.movers.shell import TIME, Shell, ShellError
 from awesomeproxy.quantities import choice, flag, show, size
 from awesomeproxy.shapes import Several, Shape
+
+T = TypeVar("T")
 
 LONGEST = 30 * 86400.0  # seconds; who has begun a round gives it up when it is too long
 SHOWN = 5  # differences that are told
@@ -99,6 +103,11 @@ class Rsync:
         else:
             self._runner = self._source.shell
             self._pulls = False
+        program = files("awesomeproxy.movers").joinpath("closing.py").read_bytes()
+        self._closers = {
+            place.shell: Resident(place.shell, job.name, program)
+            for place in (self._source, self._target)
+        }
 
     async def check(self) -> None:
         source, target = self._source, self._target
@@ -153,6 +162,8 @@ class Rsync:
 
     async def estimate(self) -> Estimate:
         said = await self._rsync("--dry-run", "--stats", patient=True)
+        for place in (self._source, self._target):
+            await self._closing(place, "ready")  # a pause may be next
         return Estimate(
             whole=_figure("Total file size", said),
             pending=_figure("Total transferred file size", said),
@@ -168,7 +179,8 @@ class Rsync:
         await self._open(self._source)
 
     async def sync(self, progress: Progress) -> int:
-        await self._close(self._source)  # its node may have been started anew meanwhile
+        # Its node may have been started anew meanwhile.
+        await self._close(self._source, "still")
         return await self._carry(progress, checksum=self._options.verify == "checksum")
 
     async def attach(self) -> None:
@@ -182,11 +194,11 @@ class Rsync:
         await self._close(self._target, "again")
 
     async def verify(self) -> None:
-        await self._close(self._source)
         how = ["--dry-run", "--out-format=%i %n"]
         if self._options.verify == "checksum":
             how.append("--checksum")
-        if lines := (await self._rsync(*how)).splitlines():
+        said, _ = await together([self._rsync(*how), self._close(self._source)])
+        if lines := (said or "").splitlines():
             shown = "; ".join(lines[:SHOWN])
             raise self._error(
                 f"{len(lines)} entries of {self._target.settings.path} on {self._target.node} "
@@ -276,15 +288,18 @@ class Rsync:
     async def _open(self, place: Place) -> bool:
         return bool(await self._closing(place, "open", str(self.job.migration)))
 
-    async def _closing(self, place: Place, act: str, *more: str) -> Any:
+    async def _closing(self, place: Place, act: str, *more: str, time: float = TIME) -> Any:
         """What the program that closes directories answers on a node."""
-        program = files("awesomeproxy.movers").joinpath("closing.py").read_bytes()
-        argv = ("python3", "-IS", "-", act, place.settings.path, *more)
-        return json.loads(await self._run(place.shell, *argv, input=program))
+        asked = self._closers[place.shell].ask(act, place.settings.path, *more, time=time)
+        return await self._told(place.shell, asked)
 
     async def _run(self, shell: Shell, *argv: str, **how: Any) -> str:
+        return await self._told(shell, shell.run(*argv, **how))
+
+    async def _told(self, shell: Shell, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` returns on a node, or why it has failed."""
         try:
-            return await shell.run(*argv, **how)
+            return await work
         except ShellError as problem:
             text = f"{shell.reach.name}: {problem.said}" if problem.said else str(problem)
             if "No space left" in text or "quota exceeded" in text.lower():

@@ -66,6 +66,7 @@ class Shell:
         self.reach = reach
         self._reactor = reactor
         self._control = control
+        self._staying: dict[tuple[str, ...], Stay] = {}
 
     def __repr__(self) -> str:
         return f"<Shell on {self.reach.name}>"
@@ -157,8 +158,26 @@ class Shell:
         progress(relay.size)
         return relay.size
 
+    def stay(self, *argv: str, first: bytes = b"") -> Stay:
+        """The command ``argv``, which stays until the shell is closed, or it ends by itself.
+
+        :param first: what it is given to read when it is started; one that runs is taken as it is.
+        """
+        staying = self._staying.get(argv)
+        if staying is None or staying.over:
+            staying = Stay(self._reactor, self.command(argv), self._says(argv), first)
+            self._staying[argv] = staying
+        return staying
+
+    @property
+    def staying(self) -> list[int]:
+        """The processes, on this node, of those that stay."""
+        return [stay.pid for stay in self._staying.values() if not stay.over]
+
     async def close(self) -> None:
-        """Let go of a shared connection."""
+        """Let go of a shared connection, and of what stays."""
+        for stay in self._staying.values():
+            await stay.end()
         if not self.local and self._control:
             with suppress(ShellError):
                 ended = [*self.ssh(), "-Oexit", self.reach.ssh]
@@ -169,6 +188,73 @@ class Shell:
         where = "" if self.local else f"{self.reach.name}: "
         text = shlex.join(argv)
         return where + (text if len(text) <= 160 else text[:157] + "...")
+
+
+class Gone(ShellError):
+    """A command that stays has ended, with a question open."""
+
+
+class Stay:
+    """A command that answers each line it reads with a line, in turn."""
+
+    def __init__(self, reactor: Any, argv: list[str], says: str, first: bytes) -> None:
+        self._reactor = reactor
+        self._heard = b""
+        self._open: list[Deferred[bytes]] = []  # questions, the oldest first
+        self._why: Gone | None = None
+        self._running = _Running(reactor, argv, says, self._hear)
+        self._running.start(first, None).addBoth(self._ends)
+        self.pid = self._running.group
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._why is not None
+
+    async def ask(self, question: bytes, time: float) -> bytes:
+        """What it answers.  If nobody waits for the answer any more, the command is ended.
+
+        :param question: a line without its end, as is the answer.
+        :param time: seconds that it may take.
+        :raise Gone: it has ended meanwhile.
+        :raise ShellError: it has taken too long.
+        """
+        if self._why is not None:
+            raise self._why
+        answer: Deferred[bytes] = Deferred()
+        late = self._reactor.callLater(time, answer.errback, ShellError(f"no answer in {time:g} s"))
+        self._open.append(answer)
+        try:
+            self._running.write(question + b"\n")
+            return await answer
+        except Gone:
+            raise
+        except BaseException:
+            await self.end()
+            raise
+        finally:
+            if late.active():
+                late.cancel()
+
+    async def end(self) -> None:
+        """End it, if it still runs, and all that it has started; returns when it has."""
+        await self._running.end()
+
+    def _hear(self, piece: bytes) -> None:
+        *lines, self._heard = (self._heard + piece).split(b"\n")
+        for line in lines:
+            answer = self._open.pop(0)
+            if not answer.called:
+                answer.callback(line)
+
+    def _ends(self, result: bytes | Failure) -> None:
+        problem = result.value if isinstance(result, Failure) else None
+        said = problem.said if isinstance(problem, ShellError) else ""
+        self._why = Gone(str(problem or "it has ended"), None, said)
+        left, self._open = self._open, []
+        for answer in left:
+            if not answer.called:
+                answer.errback(self._why)
 
 
 async def _both(given: Deferred[bytes], taken: Deferred[bytes], sender: _Running) -> None:
@@ -244,20 +330,26 @@ class _Running(ProcessProtocol):
         self._ended: list[Deferred[None]] = []
         self._late: Any = None
         self._why = ""  # it was ended by us
-        self._group = 0
+        self.group = 0
         self._over = False
+        self._stays = False
 
     def start(
         self,
         input: bytes,
-        time: float,
+        time: float | None,
         *,
         output: int | None = None,
         input_from: int | None = None,
     ) -> Deferred[bytes]:
-        """Begin; fires with what it has printed, or fails with ShellError."""
+        """Begin; fires with what it has printed, or fails with ShellError.
+
+        :param time: seconds that it may take; None: it stays.  Then its input is left open, and
+            what it prints is not kept.
+        """
         done: Deferred[bytes] = Deferred(lambda _: self._give_up())
         self._done = done
+        self._stays = time is None
         files: dict[int, Any] = {0: "w", 1: "r", 2: "r"}
         if output is not None:
             files[1] = output
@@ -269,12 +361,15 @@ class _Running(ProcessProtocol):
             self._done = None
             done.errback(ShellError(f"{self._says}: cannot be started: {problem.strerror}"))
             return done
-        self._group = self.transport.pid or 0  # it may have ended already
-        self._late = self._reactor.callLater(time, self._kill, f"it has taken more than {time:g} s")
+        self.group = self.transport.pid or 0  # it may have ended already
+        if time is not None:
+            why = f"it has taken more than {time:g} s"
+            self._late = self._reactor.callLater(time, self._kill, why)
         if input_from is None:
             if input:
                 self.transport.write(input)
-            self.transport.closeStdin()
+            if not self._stays:
+                self.transport.closeStdin()
         return done
 
     async def end(self) -> None:
@@ -287,7 +382,7 @@ class _Running(ProcessProtocol):
             self._kill("it was given up")
             await gone
         for _ in range(ENDING):
-            if not _lives(self._group):
+            if not _lives(self.group):
                 return
             await deferLater(self._reactor, 0.01)
 
@@ -299,19 +394,29 @@ class _Running(ProcessProtocol):
         self._why = self._why or why
         if self.transport is None or self._over:
             return
-        if self._group:
+        if self.group:
             with suppress(OSError):  # also where only those are left that it has started
-                os.killpg(self._group, signal.SIGKILL)
+                os.killpg(self.group, signal.SIGKILL)
         if self.transport.pid is not None:
             with suppress(OSError):  # before it had a group of its own
                 os.kill(self.transport.pid, signal.SIGKILL)
+        # Not at once: while it is told of a process's end Twisted bears no other's.
+        self._reactor.callLater(0, self._let_go)
+
+    def _let_go(self) -> None:
         # Who has left the group may hold its pipes for ever.
         gone = Failure(ConnectionLost())  # type: ignore[no-untyped-call]
         for pipe in list(self.transport.pipes.values()):
             pipe.connectionLost(gone)
 
+    def write(self, data: bytes) -> None:
+        """Have it read ``data``, if it still runs."""
+        if self.transport is not None and not self._over:
+            self.transport.write(data)
+
     def outReceived(self, data: bytes) -> None:
-        self._out.append(data)
+        if not self._stays:
+            self._out.append(data)
         self._heard(data)
 
     def errReceived(self, data: bytes) -> None:

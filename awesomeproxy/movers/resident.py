@@ -1,0 +1,69 @@
+"""A Python program that stays on a node and answers questions there.
+
+To start Python takes longer than most of what a mover asks it, and in a pause each start
+counts.  So the program is started once for all movers of a thing, and anew when it has gone.
+It goes by itself when it was not asked anything for a while.  As it may have gone before any
+question, it knows nothing of those before.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from awesomeproxy.movers.shell import TIME, Gone, Shell, ShellError
+
+IDLE = 60  # seconds
+# Takes its program from its input, as many bytes as it is told, and then question by question.
+_LOAD = """
+import json, signal, sys
+size, idle, name = sys.argv[1:]
+exec(compile(sys.stdin.buffer.read(int(size)), name, "exec"))
+while True:
+    signal.alarm(int(idle))
+    asked = sys.stdin.buffer.readline()
+    signal.alarm(0)
+    if not asked:
+        break
+    try:
+        answer = [True, answer_to(*json.loads(asked))]
+    except OSError as problem:
+        answer = [False, str(problem)]
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Resident:
+    """One such program."""
+
+    def __init__(self, shell: Shell, name: str, program: bytes, idle: int = IDLE) -> None:
+        """
+        :param name: of what it is for; there is one for each on a node.
+        :param program: defines ``answer_to``, which gets the words of a question, and returns
+            what can be written as JSON or raises OSError.
+        :param idle: seconds without a question after which it goes.
+        """
+        self._shell = shell
+        self._program = program
+        self._argv = ("python3", "-ISc", _LOAD, str(len(program)), str(idle), name)
+
+    async def ask(self, *words: str, time: float = TIME) -> Any:
+        """What it answers.
+
+        If it goes with the question open it is asked once more: it may have been about to.
+
+        :param time: seconds that it may take.
+        :raise ShellError: what it says is wrong, or why it does not answer.
+        """
+        question = json.dumps(words).encode()
+        try:
+            said = await self._stay().ask(question, time)
+        except Gone:
+            said = await self._stay().ask(question, time)
+        well, answer = json.loads(said)
+        if not well:
+            raise ShellError(answer, 1, answer)
+        return answer
+
+    def _stay(self) -> Any:
+        return self._shell.stay(*self._argv, first=self._program)
