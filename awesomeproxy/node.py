@@ -476,6 +476,12 @@ class Node:
             for name in held:
                 self.adopt(self.placements[name])
 
+    def dismiss(self, plan: Plan) -> None:
+        """Let nobody past them any more."""
+        for member in plan.members:
+            if self._admitted.pop(member.name, None) is not None:
+                self.adopt(self.placements[member.name])
+
     def moving(self, name: str) -> bool:
         """Whether a migration has to do with it."""
         return self.moves.of(name) is not None
@@ -483,8 +489,7 @@ class Node:
     def moved(self, plan: Plan) -> None:
         """A migration has ended, one way or the other."""
         for member in plan.members:
-            self._admitted.pop(member.name, None)
-            if member.name in self.sites:
+            if member.has_gate and member.name in self.placements:
                 self._watch_expiry(self.placements[member.name])
         self.residence.settle()
 

@@ -103,6 +103,9 @@ class Node:
     def admit(self, plan: Plan) -> Deferred[None]:
         return succeed(None)
 
+    def dismiss(self, plan: Plan) -> None:
+        """Nobody was admitted."""
+
     def check(self, site: str, backend: str) -> Deferred[None]:
         return self.checks.pop(0) if self.checks else succeed(None)
 

@@ -358,7 +358,7 @@ async def test_a_migration_may_hold_later(registry: Registry) -> None:
     await refused(Conflict, registry.hold(entry.id, HOLD, 2))
     held = await registry.hold(entry.id, HOLD, 3)
     assert held == replace(HOLD, generation=4)
-    assert await registry.unfinished() == [replace(entry, generation=4)]
+    assert await registry.unfinished() == [replace(entry, generation=4, step="hold")]
     await registry.commit(entry.id, MOVED, 4)
 
 

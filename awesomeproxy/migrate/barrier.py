@@ -199,11 +199,15 @@ class Barrier:
 
     def waiting(self) -> bool:
         """Whether requests that were held here still wait, though they need not."""
-        return any(
-            self._host.observed(member.name).held
-            for member in self._plan.members
-            if member.has_gate and self._host.placement(member.name).mode is Mode.OPEN
-        )
+        return any(map(self._waits, self._plan.members))
+
+    def _waits(self, member: Member) -> bool:
+        if not member.has_gate or self._host.placement(member.name).mode is not Mode.OPEN:
+            return False
+        try:
+            return bool(self._host.observed(member.name).held)
+        except KeyError:  # it is served no more
+            return False
 
     async def finish(
         self, state: Any, last: dict[str, Placement], reason: str, ledger: dict[str, Any]

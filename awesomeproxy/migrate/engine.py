@@ -32,7 +32,7 @@ hold ends with a resume (``then``) at no certain time (``expires``), as no pause
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -53,6 +53,7 @@ from awesomeproxy.registry.interface import Entry, RegistryError
 
 log = Logger()
 T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 RELEASE_AT_MOST = 10.0  # seconds that the ledger waits for the last held request to go on
 TRY_AGAIN = 1.0  # seconds between tries of what has to be done in the end
@@ -60,6 +61,7 @@ TIDY_TRIES = 3  # of what hurts nobody if it is not done
 START_IN = 10.0  # seconds in which a service that was started has to be well
 LOOK_EVERY = 0.1  # seconds between questions whether it is
 UNDO_TARGET = 5.0  # seconds that undoing may take at a target before the source serves again
+LEAVE_IN = 10.0  # seconds that a daemon which stops gives what it still has to be done
 
 Progress = Callable[..., None]  # told the step, what it does, and more by name
 
@@ -122,6 +124,7 @@ class Migration:
         self._hurried = False  # but somebody waits for its end
         self._leaving = False  # and need not see it
         self._waiting: Deferred[Any] | None = None
+        self._enduring: Deferred[Any] | None = None  # what nothing but the daemon's end stops
         self._timers: list[IDelayedCall] = []
         self._left = entry
         self._barrier = Barrier(host, plan, by, entry)
@@ -145,7 +148,9 @@ class Migration:
 
         :param leave: if undoing it cannot be done now, let the next daemon do it.
         """
-        self._leaving = self._leaving or leave
+        if leave and not self._leaving:
+            self._leaving = True
+            self._later(LEAVE_IN, self._give_up)
         if self._final:
             self._hurried = True
             return False
@@ -153,6 +158,11 @@ class Migration:
         if self._waiting is not None:
             self._waiting.cancel()
         return True
+
+    def _give_up(self) -> None:
+        self._later(TRY_AGAIN, self._give_up)  # there may be more
+        if self._enduring is not None:
+            self._enduring.cancel()
 
     async def run(self) -> Ledger:
         """Move the site.
@@ -175,12 +185,11 @@ class Migration:
             except Exception as problem:  # a fault of ours must not keep a site held
                 log.failure("{site}: the migration has failed", site=self.site)
                 await self._roll_back(f"a fault inside the daemon: {problem!r}")
-            finally:
-                for timer in self._timers:
-                    if timer.active():
-                        timer.cancel()
             return await self._release()
         finally:
+            for timer in self._timers:
+                if timer.active():
+                    timer.cancel()
             self.ended.fire()
 
     async def _to_the_commit(self) -> None:
@@ -255,7 +264,11 @@ class Migration:
         await self._barrier.hold()
         self._account.begin()
         self._held_at = self._host.reactor.seconds()
-        self._later(self._max_pause, self.stop, f"the pause took longer than {self._max_pause:g} s")
+        self._later(self._max_pause, self._overrun)
+
+    def _overrun(self) -> None:
+        if not self._final:
+            self.stop(f"the pause took longer than {self._max_pause:g} s")
 
     async def _drain(self) -> None:
         cutting: IDelayedCall | None = None
@@ -299,6 +312,7 @@ class Migration:
 
     async def _release(self) -> Ledger:
         """Everything is on the target: let it be used."""
+        self._host.dismiss(self.plan)
         self._barrier.adopt()
         await self._enter("release")
         last = await self._barrier.open(self._barrier.forward(), self._by, self._opened)
@@ -326,16 +340,20 @@ class Migration:
                 return
             await self._sleep(0.01)
 
-    async def _roll_back(self, reason: str) -> None:
-        """The source serves again; then say so."""
+    async def _roll_back(self, reason: str, reached: str = "") -> None:
+        """The source serves again; then say so.
+
+        :param reached: the last step that may have begun, if that is not known.
+        """
         self._final = True
         step = self.step
         if self._barrier.entry is None:
             self._begin("")
             raise RolledBack(reason, step, self._ledger("rolled back", reason))
         self._begin("roll back")
+        self._host.dismiss(self.plan)
         await self._hook("before", "roll back")
-        left = await self._undo(step)
+        left = await self._undo(reached or step)
         by = f"{self._by} (rolled back)"
         last = await self._barrier.open(self._barrier.back(), by, self._opened)
         await self._until_released()
@@ -350,13 +368,13 @@ class Migration:
         await self._write_end("rolled back", last, reason, ledger)
         raise RolledBack(reason, step, ledger)
 
-    async def _undo(self, step: str) -> list[Callable[[], Awaitable[None]]]:
+    async def _undo(self, step: str) -> list[Work]:
         """Undo what was done to the data; return what could not be undone at the target.
 
         What happens there hurts nobody while the source serves, so nobody waits for it long.
         """
         carriage = self._carriage
-        left: list[Callable[[], Awaitable[None]]] = []
+        left: list[Work] = []
         if carriage is None:
             return left
         for name, undo in (("start", carriage.stop), ("attach", carriage.detach)):
@@ -371,22 +389,22 @@ class Migration:
             await self._until_done("fence", carriage.unfence)
         return left
 
-    async def _until_done(self, step: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def _until_done(self, step: str, work: Work) -> None:
         """Do what has to be done, however often that takes."""
         while True:
             try:
-                return await work()
+                return await self._endure(work())
             except Exception as problem:
                 self._trouble(step, problem)
                 if self._leaving:
                     raise LeftUnfinished(str(problem)) from None
             await self._sleep(TRY_AGAIN)
 
-    async def _tidy(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _tidy(self, work: Work) -> None:
         """Do what would be good to be done, but hurts nobody if it is not."""
         for number in range(TIDY_TRIES):
             try:
-                return await work()
+                return await self._endure(work())
             except Exception as problem:
                 self._trouble(self.step, problem)
                 if self._hurried or number + 1 == TIDY_TRIES:
@@ -406,7 +424,10 @@ class Migration:
         if entry.state == "committed":
             return await self._release()
         self.step = entry.step
-        await self._roll_back(f"the daemon died during the step {entry.step or 'hold'!r}")
+        # Nobody waits for a step to be on the disk, only for the hold that precedes all of
+        # those that change something: whatever comes behind that may have begun.
+        reached = "verify" if begun("hold", entry.step) else entry.step
+        await self._roll_back(f"the daemon died during the step {entry.step or 'hold'!r}", reached)
         raise AssertionError("a rollback ends with RolledBack")
 
     async def _write_end(
@@ -430,7 +451,8 @@ class Migration:
                 state=state,
                 problem=problem,
             )
-            self._host.reactor.callLater(TRY_AGAIN, self._write_later, state, reason, ledger)
+            if not self._leaving:  # the next daemon finds the entry
+                self._host.reactor.callLater(TRY_AGAIN, self._write_later, state, reason, ledger)
 
     def _write_later(self, state: Any, reason: str, ledger: Ledger) -> None:
         writing = self._write_end(state, self._barrier.stored(), reason, ledger)
@@ -453,9 +475,9 @@ class Migration:
             return
         number = self._barrier.entry.id if self._barrier.entry is not None else 0
         try:
-            running = Deferred.fromCoroutine(self._hooks.run(when, step, number))
-            await (running if self._final else self._guard(running))
-        except HookFailed as problem:
+            running = self._hooks.run(when, step, number)
+            await (self._endure(running) if self._final else self._do(running))
+        except (HookFailed, CancelledError) as problem:
             self._trouble(step, problem)
 
     def _begin(self, step: str) -> None:
@@ -509,7 +531,19 @@ class Migration:
     # Waiting
 
     async def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._stopped:
+            work.close()
+            raise RolledBack(self._stopped)
         return await self._guard(Deferred.fromCoroutine(work))
+
+    async def _endure(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what has to be done though the migration may be stopped, but for a time."""
+        self._enduring = Deferred.fromCoroutine(work)
+        try:
+            result: T = await self._enduring
+        finally:
+            self._enduring = None
+        return result
 
     async def _guard(self, deferred: Deferred[T]) -> T:
         """Wait for ``deferred``, unless the migration is stopped meanwhile."""

@@ -44,5 +44,8 @@ class Host(Protocol):
     def admit(self, plan: Plan) -> Deferred[None]:
         """Let the servers that sites are going to have connect to held databases."""
 
+    def dismiss(self, plan: Plan) -> None:
+        """Let nobody past them any more."""
+
     def cut(self, site: str) -> int:
         """Break off what is in flight."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Literal
 
@@ -23,7 +24,10 @@ class Account:
 
     def begin(self) -> None:
         """Count from now on."""
-        self._before = {name: self._host.observed(name).counters for name in self._counted}
+        self._before = {}
+        for name in self._counted:
+            with suppress(KeyError):  # a dead daemon's, and it is served no more
+                self._before[name] = self._host.observed(name).counters
 
     def ledger(
         self,
@@ -40,7 +44,7 @@ class Account:
         :param steps: seconds that each step took.
         """
         main = self._plan.main
-        seen = [self._host.observed(name) for name in self._counted]
+        seen = [self._host.observed(name) for name in self._before]
         counts = [each.counters.since(self._before[each.site]) for each in seen]
         return Ledger(
             site=main.name,

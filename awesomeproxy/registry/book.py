@@ -134,7 +134,8 @@ class Book:
         if entry.state != "running":
             raise NotAllowed(f"{_called(entry)} is {entry.state}: it holds nothing any more")
         _check_fits(entry, [placement, *along], "source", holding=True)
-        return self._placed(self._place_all(entry, placement, expected, along))
+        held = replace(self._place_all(entry, placement, expected, along), step="hold")
+        return self._placed(held)
 
     def commit(
         self,

@@ -176,6 +176,8 @@ class IRegistry(Interface):
     ) -> Deferred[Placement]:
         """Hold the site of a migration that has begun with an open one, and its company.
 
+        This is its step ``hold``, which is in no power cut forgotten.
+
         Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
 
