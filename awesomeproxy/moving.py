@@ -53,6 +53,7 @@ class Moves:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._running: dict[str, Migration] = {}
+        self.stuck: set[str] = set()  # what a dead daemon has left in pieces, for now
         self._shells: dict[Reach, Shell] = {}
         self._sockets = ""  # a directory for those of ssh
 
@@ -178,6 +179,7 @@ class Moves:
                     step=entry.step,
                     problem=problem,
                 )
+                self.stuck.update(member.name for member in plan.members)
                 continue
             migration = Migration(
                 self._host,
@@ -269,8 +271,10 @@ class Moves:
 
     async def stop(self, reason: str) -> None:
         """Roll back what runs and let go of all nodes."""
-        for migration in self._all():
+        running = self._all()
+        for migration in running:
             migration.stop(reason, leave=True)
+        for migration in running:
             await migration.ended.wait()
         for shell in self._shells.values():
             await shell.close()

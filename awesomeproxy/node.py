@@ -168,7 +168,7 @@ class Node:
         for database in settings.databases.values():
             self.define_database(database)
         self.moves.take_up(left)
-        self.residence.settle()
+        self.residence.begin()
         self._control = await listen_control(settings.control)
         await self.plane.listen(settings.listen, settings.databases.values())
         self.keeper.start()
@@ -285,7 +285,7 @@ class Node:
         async with self.changing():
             settings = config.load(self.path)
             sites = compose(settings, self.added)
-            self._check(sites, settings.databases)
+            self._check(sites, settings)
             # What may fail comes first; all the rest happens in one turn.
             await self.place(sites.values())
             await self._place_filesystems(settings)
@@ -293,28 +293,45 @@ class Node:
             async with self.certifying.reading(settings.tls) as take:
                 self.plane.access_log.reopen()
                 await self.plane.listen(settings.listen, settings.databases.values())
-                return self._take_over(settings, sites, take())
+                result, known = self._take_over(settings, sites, take())
+        await known
+        return result
 
-    def _check(self, sites: Mapping[str, Site], databases: Mapping[str, Database]) -> None:
-        """Whether there may be these sites and databases instead of the present ones."""
+    def _check(self, sites: Mapping[str, Site], settings: Settings) -> None:
+        """Whether there may be these sites and settings instead of the present ones."""
         present: list[Site | Database] = [*self.sites.values(), *self.databases.values()]
-        wanted: list[Site | Database] = [*sites.values(), *databases.values()]
+        wanted: list[Site | Database] = [*sites.values(), *settings.databases.values()]
         unserved = misplaced(present, self.placements)
         wrong = misplaced(wanted, self.placements)
         problems = [problem for name, problem in wrong.items() if name not in unserved]
-        problems += [
-            f"sites.{name}: it is being migrated to {migration.target}; reload when that is done"
-            for name in self.sites
-            if (migration := self.moves.of(name)) and sites.get(name) != self.sites.get(name)
-        ]
+        for table, before, after, prefix in (
+            ("sites", self.sites, sites, ""),
+            ("databases", self.databases, settings.databases, DATABASE),
+            ("filesystems", self.settings.filesystems, settings.filesystems, FILESYSTEM),
+        ):
+            problems += [
+                f"{table}.{name}: it is being migrated to {migration.target}; "
+                "reload when that is done"
+                for name, defined in before.items()
+                if (migration := self.moves.of(prefix + name)) and after.get(name) != defined
+            ]
         if problems:
             raise config.ConfigError(problems)
 
     def _take_over(
         self, settings: Settings, sites: Mapping[str, Site], certificates: list[str]
-    ) -> dict[str, list[str]]:
+    ) -> tuple[dict[str, list[str]], Deferred[Outcome]]:
+        """All at once; the Deferred fires when it is known what is mounted."""
         result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
         result["certificates"] = certificates
+        before = self.settings
+        kept = {key: getattr(before, key) for key in FIXED}
+        result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
+        self.settings = replace(settings, **kept)
+        result |= differences(before, self.settings)
+        if settings.max_connections != before.max_connections:
+            self.plane.max_connections = affordable(settings.max_connections)
+        known = self.residence.configure(settings.filesystems)
         self.keeper.configure(settings.acme)
         self.plane.contexts.forget()  # the files they were made of may have changed
         for name in [name for name in self.sites if name not in sites]:
@@ -333,18 +350,11 @@ class Node:
         for name, database in settings.databases.items():
             if database != self.databases.get(name):
                 self.define_database(database)
-        kept = {key: getattr(self.settings, key) for key in FIXED}
-        result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
         result["warnings"] = list(self.certifying.certificates.problems)
-        now = replace(settings, **kept)
-        result |= differences(self.settings, now)
-        if now.max_connections != self.settings.max_connections:
-            self.plane.max_connections = affordable(now.max_connections)
-        self.settings = now
         self.plane.held.max_requests = settings.max_held
         self.plane.held.max_bytes = settings.max_held_bytes
         self.emit(event="reloaded", **result)
-        return result
+        return result, known
 
     # Desired and observed
 
@@ -483,15 +493,17 @@ class Node:
                 self.adopt(self.placements[member.name])
 
     def moving(self, name: str) -> bool:
-        """Whether a migration has to do with it."""
-        return self.moves.of(name) is not None
+        """Whether a migration has to do with it, one that cannot be taken up among them."""
+        return self.moves.of(name) is not None or name in self.moves.stuck
 
     def moved(self, plan: Plan) -> None:
         """A migration has ended, one way or the other."""
         for member in plan.members:
             if member.has_gate and member.name in self.placements:
                 self._watch_expiry(self.placements[member.name])
-        self.residence.settle()
+        self.residence.settle(
+            member.name.removeprefix(FILESYSTEM) for member in plan.members if not member.has_gate
+        )
 
     def shell(self, node: str) -> Shell:
         """What runs commands on a node."""
@@ -500,7 +512,7 @@ class Node:
     def _watch_expiry(self, placement: Placement) -> None:
         # A site that was paused before it was moved may have outstayed its pause by now,
         # but a move is not to be called off by that.
-        if self.moving(placement.site):
+        if self.moves.of(placement.site) is not None:
             self.pauses.forget_expiry(placement.site)
         else:
             self.pauses.watch_expiry(placement)

@@ -18,24 +18,28 @@ says, without any further proof.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from awesomeproxy.model import FILESYSTEM, Filesystem, Mode, Outcome, Placement, Site
 from awesomeproxy.mountinfo import Mounting, MountState, states
 from awesomeproxy.mounts import Mounts
+from awesomeproxy.mounttable import TABLE
 from awesomeproxy.movers.shell import Shell, ShellError
-from awesomeproxy.registry.interface import IRegistry
+from awesomeproxy.registry.interface import IRegistry, RegistryError
 
 log = Logger()
 
 LOOK_EVERY = 0.2  # seconds between looks at another node's mount table
 PROVE_EVERY = 0.5  # seconds between questions whether a site's servers are well
 MOUNT_IN = 30.0  # seconds in which something has to be mounted that was attached
+TRY_AGAIN = 1.0  # seconds between tries to record what was seen
 
 
 class Elsewhere(Exception):
@@ -71,12 +75,17 @@ class Host(Protocol):
 class Residence:
     """Keeps placements of filesystems, and of the sites in them, as the mounts are."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, table: str = TABLE) -> None:
+        """
+        :param table: the file that has the mount table.
+        """
         self._host = host
         self._filesystems: Mapping[str, Filesystem] = {}
-        self._mounts = Mounts(host.reactor, {}, self._seen)
+        self._mounts = Mounts(host.reactor, {}, self._seen, table)
         self._turns: dict[str, DeferredLock] = {}
+        self._doubted: set[str] = set()  # sites of which no server is known to be well
         self._proving: dict[str, Deferred[None]] = {}
+        self._again: dict[str, IDelayedCall] = {}
         self.conflicts: dict[str, str] = {}  # filesystem -> the node that has it as well
         self._running = False
 
@@ -86,26 +95,43 @@ class Residence:
     # Life
 
     async def start(self, filesystems: Mapping[str, Filesystem]) -> None:
-        """Look what is mounted, and watch it from then on.
+        """Look what is mounted, and watch it from then on; nothing is placed before :meth:`begin`.
 
         All placements have to be known by now, but no site needs to be served.
         """
-        self._running = True
         self._filesystems = filesystems
         watching = self._mounts.watch(self._watched())
         await self._mounts.start()
         await watching
 
-    async def configure(self, filesystems: Mapping[str, Filesystem]) -> None:
-        """Take over what a reload has changed."""
+    def begin(self) -> None:
+        """Place what lives in filesystems where those are.
+
+        What a dead daemon was moving has to be known by now: it is not placed by what is
+        mounted, which may be both sides of it.
+        """
+        self._running = True
+        self.settle(self._filesystems)
+
+    def configure(self, filesystems: Mapping[str, Filesystem]) -> Deferred[Outcome]:
+        """Take over what a reload has changed.
+
+        :return: fires when it is known what is mounted; what has to be is held until then.
+        """
         self._filesystems = filesystems
         for name in self.conflicts.keys() - filesystems.keys():
             del self.conflicts[name]
-        await self._mounts.watch(self._watched())
+        watching = self._mounts.watch(self._watched())
+        for name in filesystems:
+            self.placed(name)
+        return watching
 
     def stop(self) -> None:
         """Watch no longer."""
         self._running = False
+        for again in self._again.values():
+            again.cancel()
+        self._again.clear()
         for proving in list(self._proving.values()):
             proving.cancel()
         self._mounts.stop()
@@ -132,7 +158,7 @@ class Residence:
             return f"its filesystem {name} is on {where.backend}"
         if why := self._not_there(name, where):
             return why
-        if site.name in self._proving:
+        if site.name in self._doubted:
             return f"its filesystem {name} has just been mounted, and no server is well yet"
         return ""
 
@@ -183,7 +209,9 @@ class Residence:
         """
         async with self._turn(name):
             where = self._host.placement(FILESYSTEM + name)
-            if where.backend != node and where.mode is Mode.OPEN:
+            if self._host.moving(FILESYSTEM + name):  # its end will be to settle
+                return where
+            if where.backend != node and self._may_be_there(name, where):
                 self._conflict(name, where.backend, node)
                 raise Elsewhere(
                     f"the filesystem {name} is mounted on {where.backend}, as far as is known;"
@@ -191,11 +219,21 @@ class Residence:
                     f" --node {where.backend}"
                 )
             self.conflicts.pop(name, None)
-            changed = where.backend != node or where.mode is Mode.HOLDING
-            if changed:
-                where = await self._place(where, node, Mode.OPEN, "mounted")
-            await self._follow(name, node, changed)
+            if where.backend != node or where.mode is Mode.HOLDING:
+                wanted = replace(where, backend=node, mode=Mode.OPEN, by="mounted")
+                where = await self._host.registry.place(wanted, where.generation)
+                back = [site.name for site in self._lodgers(name) if self._is_on(site, node)]
+                self._doubted.update(back)  # or they would be served without a look
+                self._host.adopt(where)
+                for site in back:
+                    self._prove(site)
+            await self._follow(name, node)
             return where
+
+    def _may_be_there(self, name: str, where: Placement) -> bool:
+        """Whether it is where it is recorded, as far as is known."""
+        state = self._state(name, where.backend)
+        return where.mode is Mode.OPEN or (state is not None and _usable(state))
 
     async def unmounted(self, name: str, node: str) -> Placement:
         """A filesystem is not mounted on ``node`` any more: what lives in it is held.
@@ -207,10 +245,12 @@ class Residence:
             where = self._host.placement(FILESYSTEM + name)
             if other == node:
                 del self.conflicts[name]
-            if where.backend != node:
+            if where.backend != node or self._host.moving(FILESYSTEM + name):
                 return where
             if where.mode is Mode.OPEN:
-                where = await self._place(where, node, Mode.HOLDING, "unmounted")
+                wanted = replace(where, mode=Mode.HOLDING, by="unmounted")
+                where = await self._host.registry.place(wanted, where.generation)
+                self._host.adopt(where)
         if other is not None and other != node:
             return await self.mounted(name, other)
         return where
@@ -226,14 +266,19 @@ class Residence:
 
     def placed(self, name: str) -> None:
         """A filesystem is placed somewhere else than before, or no longer mounted."""
-        for site in list(self._host.sites.values()):
-            if site.filesystem == name:
-                self._host.adopt(self._host.placement(site.name))
+        for site in self._lodgers(name):
+            self._host.adopt(self._host.placement(site.name))
 
-    def settle(self) -> None:
-        """A migration has ended: what was seen meanwhile counts now."""
-        for key, state in self._mounts.states().items():
-            self._seen(key, state)
+    def settle(self, names: Iterable[str]) -> None:
+        """A migration of some filesystems has ended: what was seen meanwhile counts now."""
+        states = self._mounts.states()
+        for name in names:
+            where = self._host.placement(FILESYSTEM + name).backend
+            places = self._filesystems[name].places if name in self._filesystems else ()
+            # Where it is recorded comes first: if it is there, it is nowhere else.
+            for node in sorted(places, key=lambda place: place != where):
+                if state := states.get(_key(name, node)):
+                    self._seen(_key(name, node), state)
 
     # Deeds
 
@@ -244,64 +289,83 @@ class Residence:
         if self._running and name in self._filesystems and not self._host.moving(FILESYSTEM + name):
             tell = self.mounted if _usable(state) else self.unmounted
             telling = Deferred.fromCoroutine(tell(name, node))
-            telling.addErrback(
-                lambda failure: log.error(
-                    "{name} on {node}: {why}",
-                    name=name,
-                    node=node,
-                    why=failure.getErrorMessage(),
-                )
-            )
+            telling.addErrback(self._not_recorded, key)
+
+    def _not_recorded(self, failure: Failure, key: str) -> None:
+        if isinstance(failure.value, Elsewhere):  # it was told already
+            return
+        if not isinstance(failure.value, RegistryError):
+            log.failure("{key}: what is mounted cannot be followed", failure, key=key)
+            return
+        log.error("{key}: what is mounted is not recorded yet: {why}", key=key, why=failure.value)
+        if self._running and key not in self._again:
+            self._again[key] = self._host.reactor.callLater(TRY_AGAIN, self._see_again, key)
+
+    def _see_again(self, key: str) -> None:
+        del self._again[key]
+        if state := self._mounts.states().get(key):
+            self._seen(key, state)
+
+    def _lodgers(self, name: str) -> list[Site]:
+        return [site for site in self._host.sites.values() if site.filesystem == name]
+
+    def _is_on(self, site: Site, node: str) -> bool:
+        backend = site.backends.get(self._host.placement(site.name).backend)
+        return backend is not None and backend.node == node
 
     def _turn(self, name: str) -> DeferredLock:
         return self._turns.setdefault(name, DeferredLock())
 
-    async def _place(self, where: Placement, node: str, mode: Mode, by: str) -> Placement:
-        wanted = replace(where, backend=node, mode=mode, by=by)
-        placed = await self._host.registry.place(wanted, where.generation)
-        self._host.adopt(placed)
-        return placed
-
-    async def _follow(self, name: str, node: str, changed: bool) -> None:
-        """Place the sites of a filesystem where that is; ``changed``: since just now."""
-        for site in list(self._host.sites.values()):
-            if site.filesystem != name or self._host.moving(site.name):
+    async def _follow(self, name: str, node: str) -> None:
+        """Place the sites of a filesystem where that is."""
+        problems: list[RegistryError] = []
+        for site in self._lodgers(name):
+            if self._host.moving(site.name) or self._is_on(site, node):
                 continue
-            placed = self._host.placement(site.name)
-            present = site.backends.get(placed.backend)
-            if present is None or present.node != node:
-                choices = [each.name for each in site.backends.values() if each.node == node]
-                if not choices:
-                    log.error("{site}: has no backend on {node}", site=site.name, node=node)
-                    continue
-                wanted = replace(placed, backend=choices[0], by=f"mounted on {node}")
-                placed = await self._host.registry.place(wanted, placed.generation)
-            elif not changed:
+            choices = [each.name for each in site.backends.values() if each.node == node]
+            if not choices:
+                log.error("{site}: has no backend on {node}", site=site.name, node=node)
                 continue
-            self._prove(site.name)
+            seen = self._host.placement(site.name)
+            wanted = replace(seen, backend=choices[0], by=f"mounted on {node}")
+            try:
+                placed = await self._host.registry.place(wanted, seen.generation)
+            except RegistryError as problem:  # the others can go on all the same
+                problems.append(problem)
+                continue
+            self._doubted.add(site.name)
             self._host.adopt(placed)
+            self._prove(site.name)
+        if problems:
+            raise problems[0]
 
     def _prove(self, site: str) -> None:
-        """Have a site held until one of its servers is well."""
-        if site in self._proving:
+        """Have a site that is doubted held until one of its servers is well."""
+        if site in self._proving or not self._running:
             return
-        self._proving[site] = Deferred()
-        proving = Deferred.fromCoroutine(self._until_well(site))
-        self._proving[site] = proving
+        self._proving[site] = Deferred.fromCoroutine(self._until_well(site))
 
         def proved(result: object) -> None:
-            self._proving.pop(site, None)
+            del self._proving[site]
+            self._doubted.discard(site)
             if self._running and site in self._host.sites:
                 self._host.adopt(self._host.placement(site))
 
-        proving.addBoth(proved)
+        self._proving[site].addBoth(proved)
 
     async def _until_well(self, site: str) -> None:
         while site in self._host.sites:
+            backend = self._host.placement(site).backend
             try:
-                return await self._host.check(site, self._host.placement(site).backend)
+                await self._host.check(site, backend)
+            except CancelledError:
+                raise
             except Exception as problem:
                 log.debug("{site}: not well yet: {why}", site=site, why=problem)
+            else:
+                if backend == self._host.placement(site).backend:
+                    return
+                continue  # it has gone somewhere else meanwhile
             await _sleep(self._host.reactor, PROVE_EVERY)
 
     def _conflict(self, name: str, recorded: str, node: str) -> None:
@@ -319,11 +383,13 @@ class Residence:
     async def _wait_here(self, name: str, node: str) -> None:
         key = _key(name, node)
         late = self._host.reactor.seconds() + MOUNT_IN
-        while not _usable(self._mounts.state(key)):
-            left = late - self._host.reactor.seconds()
-            outcome = await self._mounts.on_mount.wait(key, left)
-            if outcome is not Outcome.RELEASED and not _usable(self._mounts.state(key)):
-                raise Elsewhere(f"{name} is not mounted on {node}: {self._mounts.state(key).why}")
+        while (state := self._state(name, node)) is not None and not _usable(state):
+            if self._host.reactor.seconds() > late:
+                why = "it is read-only" if state.mounted else state.why
+                raise Elsewhere(f"{name} is not mounted on {node}: {why}")
+            # Not for longer: what was mounted and turns writable is not mounted once more.
+            if await self._mounts.on_mount.wait(key, LOOK_EVERY) is Outcome.REFUSED:
+                raise Elsewhere(f"{name} is watched no more on {node}")
 
     async def _wait_there(self, name: str, node: str) -> None:
         place = self._filesystems[name].places[node]

@@ -51,7 +51,9 @@ class Loading:
             if not member.has_gate:
                 yield self._filesystem(member)
             elif member.is_database:
-                database = self._world.databases[member.name.removeprefix(DATABASE)]
+                database = self._world.definition(member.name)
+                if database is None:
+                    raise Unmovable(f"{member.name} is not defined; add [databases.NAME] for it")
                 if database.mover and database.filesystem not in travelling:
                     yield self._database(member)
 

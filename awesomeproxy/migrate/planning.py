@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from awesomeproxy.migrate.plan import Member, Plan
-from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Filesystem, Placement, Site
+from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Filesystem, Mode, Placement, Site
 from awesomeproxy.registry.interface import Entry
 
 
@@ -34,6 +34,7 @@ class World:
 @dataclass
 class _Making:
     world: World
+    chosen: Mapping[str, str]  # where those go that were asked for
     members: dict[str, Member] = field(default_factory=dict)
 
     def move(self, name: str, target: str) -> None:
@@ -46,6 +47,11 @@ class _Making:
                 )
             return
         definition = self.world.definition(name)
+        if definition is None:
+            raise Unmovable(f"there is no {name}; name one that is configured")
+        if target not in definition.backends:
+            known = ", ".join(sorted(definition.backends))
+            raise Unmovable(f"{name} has no backend {target!r}; it has: {known}")
         source = self.world.placements[name].backend
         self.members[name] = Member(name, source, target)
         if name.startswith(DATABASE):
@@ -73,7 +79,13 @@ class _Making:
         placed = FILESYSTEM + name
         if placed in self.members:
             return
-        recorded = self.world.placements[placed].backend
+        where = self.world.placements[placed]
+        recorded = where.backend
+        if where.mode is Mode.HOLDING:
+            raise Unmovable(
+                f"the filesystem {name} is not mounted on {recorded}; mount it first, and if nobody"
+                f" sees that, say: awesomeproxy mounted {name} --node {recorded}"
+            )
         if recorded != here:
             raise Unmovable(
                 f"the filesystem {name} is recorded on {recorded}, not on {here}; "
@@ -96,6 +108,8 @@ class _Making:
         if now in definition.backends and definition.backends[now].node != here:
             raise Unmovable(f"{name} lives in the same filesystem, but is on {now}; move it first")
         choices = [each.name for each in definition.backends.values() if each.node == there]
+        if self.chosen.get(name) in choices:
+            choices = [self.chosen[name]]
         member = self.members.get(name)
         if member is not None and member.moves:
             return
@@ -113,10 +127,14 @@ def make(world: World, name: str, target: str, databases: Mapping[str, str]) -> 
     :param databases: those to take along, each with its own target.
     :raise Unmovable: it cannot be done like that.
     """
-    making = _Making(world)
+    chosen = {DATABASE + database: backend for database, backend in databases.items()}
+    for each, backend in chosen.items():
+        if each in world.placements and world.placements[each].backend == backend:
+            raise Unmovable(f"{each} is on {backend} already; leave it out")
+    making = _Making(world, chosen)
     making.move(name, target)
-    for database, backend in databases.items():
-        making.move(DATABASE + database, backend)
+    for each, backend in chosen.items():
+        making.move(each, backend)
     main = making.members.pop(name)
     return Plan(main, tuple(making.members.values()))
 
