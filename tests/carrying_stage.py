@@ -49,7 +49,8 @@ class Script:
 
     said: list[str] = field(default_factory=list)
     faults: dict[str, list[Exception]] = field(default_factory=dict)  # one after the other
-    hangs: set[str] = field(default_factory=set)  # until it is cancelled
+    hangs: set[str] = field(default_factory=set)  # until it is cancelled ...
+    ending: Deferred[None] | None = None  # ... and what it has started has ended
     sizes: list[int] = field(default_factory=list)  # that estimates say; the last one stays
     takes: float = 0.0  # seconds of each round
     reactor: Clock = field(default_factory=Clock)
@@ -64,6 +65,8 @@ class Script:
                 await Deferred()
             except CancelledError:
                 self.said.append(f"end {line}")
+                if self.ending is not None:
+                    await self.ending
                 raise
 
     def steps(self) -> list[str]:

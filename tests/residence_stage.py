@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,15 +57,19 @@ class House:
             self.sites[site.name] = site
 
     async def begin(
-        self, *, node: str, mode: Mode = Mode.OPEN, mount_point: bool = True, **paths: str
+        self,
+        paths: Mapping[str, str],
+        node: str,
+        mode: Mode = Mode.OPEN,
+        mount_point: bool = True,
     ) -> None:
         """Have a filesystem ``data`` recorded on ``node``, with a path on each of ``paths``."""
         first = await self.registry.place(Placement(FILESYSTEM + "data", node, mode), 0)
         self.placements[first.site] = first
-        await self.residence.start({"data": self.filesystem(mount_point=mount_point, **paths)})
+        await self.residence.start({"data": self.filesystem(paths, mount_point)})
         self.residence.begin()
 
-    def filesystem(self, *, mount_point: bool = True, **paths: str) -> Filesystem:
+    def filesystem(self, paths: Mapping[str, str], mount_point: bool = True) -> Filesystem:
         """One called ``data``."""
         places = {node: Path(path) for node, path in paths.items()}
         return Filesystem("data", "scripted", next(iter(paths)), places, None, mount_point)

@@ -116,6 +116,24 @@ async def test_a_step_that_is_called_off_is_ended_and_undone(step: str) -> None:
     await is_whole(house)
 
 
+@twisted_test
+async def test_a_step_that_is_called_off_twice_is_ended_once() -> None:
+    """A second time would break off how it ends what it has started."""
+    house = await a_house()
+    ending: Deferred[None] = Deferred()
+    house.script.hangs = {"sync"}
+    house.script.ending = ending
+    moving = migration(house)
+    running = Deferred.fromCoroutine(moving.run())
+    moving.stop("it was aborted")
+    moving.stop("the daemon is stopping", leave=True)
+    house.reactor.advance(MAX_PAUSE)
+    assert house.script.said[-1] == "end sync data"
+    ending.callback(None)
+    assert "it was aborted" in str(await ends(running, "sync"))
+    await is_whole(house)
+
+
 @pytest.mark.parametrize("step", HELD)
 @twisted_test
 async def test_a_step_that_outlasts_the_pause_is_undone(step: str) -> None:

@@ -49,7 +49,7 @@ class Stage:
     async def begin(self, node: str = "a", mode: Mode = Mode.OPEN, **more: Any) -> None:
         """The site ``blog`` lives in a filesystem that is recorded on ``node``."""
         await self.house.add(a_site("blog", node, *(each for each in "abc" if each != node)))
-        await self.house.begin(node=node, mode=mode, **self.paths, **more)
+        await self.house.begin(self.paths, node, mode, **more)
 
     async def serves(self, backend: str) -> None:
         await until(lambda: not self.absent and self.backend == backend, f"blog {backend}")
@@ -200,7 +200,7 @@ async def test_nothing_is_placed_before_it_is_known_what_a_dead_daemon_was_movin
     await house.add(a_site("blog", "a", "b"))
     placed = await house.registry.place(Placement(DATA, "a", Mode.HOLDING), 0)
     house.placements[DATA] = placed
-    await stage.residence.start({"data": house.filesystem(**stage.paths)})
+    await stage.residence.start({"data": house.filesystem(stage.paths)})
     house.travelling = {DATA, "blog"}
     stage.residence.begin()
     await deferLater(reactor, 0.05)
@@ -353,7 +353,7 @@ async def test_a_reload_changes_what_is_watched(stage: Stage) -> None:
     await stage.begin()
     await stage.serves("on-a")
     moved = {**stage.paths, "a": stage.paths["c"]}
-    known = stage.residence.configure({"data": stage.house.filesystem(**moved)})
+    known = stage.residence.configure({"data": stage.house.filesystem(moved)})
     assert "not been looked at" in stage.absent
     await known
     await stage.serves("on-a")

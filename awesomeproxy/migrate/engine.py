@@ -154,9 +154,10 @@ class Migration:
         if self._final:
             self._hurried = True
             return False
-        self._stopped = self._stopped or reason
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if not self._stopped:  # a second time would break off how the step ends
+            self._stopped = reason
+            if self._waiting is not None:
+                self._waiting.cancel()
         return True
 
     def _give_up(self) -> None:
