@@ -51,7 +51,7 @@ def changes(name: str) -> Callable[[Command], Command]:
 
     def enter(function: Command) -> Command:
         @wraps(function)
-        async def carry_out(node: Node, call: Call, **params: Any) -> Any:
+        async def carry_out(node: Node, call: Call, /, **params: Any) -> Any:
             try:
                 if node.stopping and name != "resume":
                     raise Stopping

@@ -42,7 +42,8 @@ def bar(params: Mapping[str, Any]) -> str:
     done, total, rate = params["bytes"], params.get("total", 0), params.get("rate", 0)
     words = []
     if total:
-        filled = round(BAR * min(1.0, done / total))
+        total = max(total, done)  # there may have come more of it
+        filled = round(BAR * done / total)
         words.append(f"[{'#' * filled}{'-' * (BAR - filled)}] {100 * done // total:3}%")
         words.append(f"{size(done)} of {size(total)}")
     else:

@@ -1,0 +1,255 @@
+"""What operators do about filesystems, databases and migrations, on a real daemon."""
+
+from __future__ import annotations
+
+import pytest
+from daemon_stage import (
+    HOST,
+    Daemon,
+    Failed,
+    Stage,
+    a_stage,
+    free_ports,
+    twisted_fixture,
+    twisted_test,
+)
+from stage_waiting import until_async
+from twisted.internet.defer import Deferred
+
+stage = twisted_fixture(a_stage)
+
+
+def slow(step: str) -> str:
+    """A step that does not begin before it is called off."""
+    return f'[[hooks]]\nstep = "{step}"\ncommand = ["sleep", "60"]\ntime = "60s"'
+
+
+async def reaches(daemon: Daemon, step: str) -> Deferred[object]:
+    """Begin a migration, and wait until it has come to ``step``."""
+    running: Deferred[object] = daemon.ask("migrate", site="blog", to="two")
+    await daemon.until_site(migration={"target": "two", "step": step})
+    return running
+
+
+async def fails(command: Deferred[object], *texts: str) -> Failed:
+    with pytest.raises(Failed) as caught:
+        await command
+    for text in texts:
+        assert text in str(caught.value)
+    return caught.value
+
+
+# Filesystems that this node cannot see
+
+
+async def a_far_house(stage: Stage) -> Daemon:
+    one, two = stage.two()
+    return await stage.serving(
+        *(f'[nodes.n{number}]\nssh = "nowhere{number}.invalid"' for number in (1, 2)),
+        '[filesystems.data]\nmover = "zfs"\nnode = "n1"',
+        *(f'on.n{number} = {{ dataset = "tank/data", path = "/data" }}' for number in (1, 2)),
+        *('[sites.blog]\nhosts = ["blog.test"]\nbackend = "one"\nfilesystem = "data"',),
+        f'backends.one = {{ servers = ["{one.url}"], node = "n1" }}',
+        f'backends.two = {{ servers = ["{two.url}"], node = "n2" }}',
+    )
+
+
+@twisted_test
+async def test_what_is_mounted_elsewhere_is_said_by_command(stage: Stage) -> None:
+    """Requests wait in between, and go where it is then; a restart changes nothing of that."""
+    daemon = await a_far_house(stage)
+    assert (await daemon.get("/a")).text == "one /a"
+    told = await daemon.command("unmounted", "data", "--node", "n1")
+    assert (told.status, told.out.count("not mounted on n1")) == (0, 1)
+    held = daemon.fetch("/b")
+    site = await daemon.until_site(held=1)
+    assert "data is not mounted on n1" in site["trouble"]
+    (data,) = (await daemon.ask("status"))["filesystems"]
+    assert (data["node"], "is not mounted" in data["state"]) == ("n1", True)
+    told = await daemon.command("mounted", "data", "--node", "n2")
+    assert (told.status, told.out.count("mounted on n2")) == (0, 1)
+    assert "blog lives there" in told.out
+    assert (await held).text == "two /b"
+    shown = await daemon.command("status")
+    assert ["data", "mounted", "n2"] in [line.split()[:3] for line in shown.out.splitlines()]
+    await daemon.kill()
+    await daemon.start()
+    assert (await daemon.get("/c")).text == "two /c"
+
+
+@twisted_test
+async def test_what_is_mounted_twice_is_told_and_goes_on_when_it_is_not(stage: Stage) -> None:
+    """The recorded place counts until it is gone."""
+    daemon = await a_far_house(stage)
+    wrong = await daemon.command("mounted", "data", "--node", "n2")
+    assert wrong.status != 0
+    assert "awesomeproxy unmounted data --node n1" in wrong.err
+    (data,) = (await daemon.ask("status"))["filesystems"]
+    assert data["trouble"] == "it is mounted on n2 as well"
+    assert (await daemon.get("/a")).text == "one /a"
+    told = await daemon.command("unmounted", "data", "--node", "n1")
+    assert (told.status, told.out.count("mounted on n2")) == (0, 1)
+    assert (await daemon.get("/b")).text == "two /b"
+
+
+@twisted_test
+async def test_what_is_not_there_cannot_be_mounted(stage: Stage) -> None:
+    """Nor where it has no place; and a move is refused that nobody can do."""
+    daemon = await a_far_house(stage)
+    await fails(daemon.ask("mounted", filesystem="x", node="n1"), "no filesystem 'x'", "data")
+    await fails(
+        daemon.ask("unmounted", filesystem="data", node="n3"), "has no place on 'n3'", "n1, n2"
+    )
+    foreseen = await daemon.ask("migrate", site="blog", to="two", dry_run=True)
+    assert [each["name"] for each in foreseen["along"]] == ["filesystem:data"]
+    assert "nowhere" in foreseen["problems"][0]
+    await fails(daemon.ask("migrate", site="blog", to="two"), "rolled back in the step 'check'")
+    assert (await daemon.get("/a")).text == "one /a"
+    await daemon.ask("unmounted", filesystem="data", node="n1")
+    await fails(daemon.ask("migrate", site="blog", to="two"), "data is not mounted on n1")
+
+
+@twisted_test
+async def test_a_reload_takes_filesystems_over(stage: Stage) -> None:
+    """A site gets one, and is held where that is not."""
+    one, two = stage.two()
+    daemon = await stage.serving(
+        *('[nodes.n1]\nssh = "nowhere.invalid"', '[nodes.n2]\nssh = "nowhere.invalid"'),
+        '[filesystems.data]\nmover = "zfs"\nnode = "n2"',
+        *(f'on.n{number} = {{ dataset = "tank/data", path = "/data" }}' for number in (1, 2)),
+        '[sites.blog]\nhosts = ["blog.test"]\nbackend = "one"',
+        f'backends.one = {{ servers = ["{one.url}"], node = "n1" }}',
+        f'backends.two = {{ servers = ["{two.url}"], node = "n2" }}',
+    )
+    assert (await daemon.get("/a")).text == "one /a"
+    text = daemon.config.read_text()
+    daemon.config.write_text(
+        text.replace('backend = "one"', 'backend = "one"\nfilesystem = "data"')
+    )
+    await daemon.ask("reload")
+    assert (await daemon.site())["trouble"] == "its filesystem data is on n2"
+    daemon.config.write_text(text)
+    await daemon.ask("reload")
+    assert (await daemon.get("/b")).text == "one /b"
+
+
+# Migrations under way
+
+
+@twisted_test
+async def test_a_migration_can_be_called_off(stage: Stage) -> None:
+    """Meanwhile nothing else can be done to the site; afterwards it is as it was."""
+    daemon, one, two = await stage.blog(more="", placed="one")
+    daemon.config.write_text(daemon.config.read_text() + slow("switch"))
+    await daemon.ask("reload")
+    running = await reaches(daemon, "drain")
+    held = daemon.fetch("/held")
+    await daemon.until_site(held=1)
+    await fails(daemon.ask("pause", site="blog"), "is being migrated to two")
+    await fails(daemon.ask("migrate", site="blog", to="two"), "is being migrated to two")
+    daemon.config.write_text(daemon.config.read_text().replace(two.url, one.url))
+    await fails(daemon.ask("reload"), "blog: it is being migrated to two")
+    told = await daemon.command("abort", "blog")
+    assert told.status == 0
+    assert "blog: the migration to two was called off; it is on one" in told.out
+    await fails(running, "it was aborted")
+    assert (await held).text == "one /held"
+    assert "is not being migrated" in (await daemon.command("abort", "blog")).err
+    await fails(daemon.ask("abort", site="news"), "no site 'news'")
+
+
+@twisted_test
+async def test_a_daemon_that_stops_calls_off_what_hangs(stage: Stage) -> None:
+    """Whatever it hangs in; the held requests go on first."""
+    daemon, _, _ = await stage.blog()
+    daemon.config.write_text(daemon.config.read_text() + slow("commit"))
+    await daemon.ask("reload")
+    running = await reaches(daemon, "verify")
+    held = daemon.fetch("/held")
+    await daemon.until_site(held=1)
+    daemon.signal(15)
+    assert (await held).text == "one /held"
+    running.addErrback(lambda failure: None)
+    assert await daemon.exits() == 0
+    await running
+
+
+# Databases
+
+
+async def a_shop(stage: Stage) -> Daemon:
+    """The site ``blog`` uses the database ``shop``, and so does ``news``; both can move."""
+    one, two = stage.two()
+    (port,) = free_ports(1)
+    return await stage.serving(
+        f'[databases.shop]\nendpoint = "tcp:{port}:interface={HOST}"\nbackend = "d1"',
+        f'backends.d1.server = "tcp://{HOST}:{one.port}"',
+        f'backends.d2.server = "tcp://{HOST}:{two.port}"',
+        '[sites.blog]\nhosts = ["blog.test"]\nbackend = "one"\nuses = ["shop"]',
+        f'backends.one.servers = ["{one.url}"]\nbackends.two.servers = ["{two.url}"]',
+        '[sites.news]\nhosts = ["news.test"]\nbackend = "one"\nuses = ["shop"]',
+        f'backends.one.servers = ["{one.url}"]',
+        '[sites.other]\nhosts = ["other.test"]\nbackend = "one"',
+        f'backends.one.servers = ["{one.url}"]',
+    )
+
+
+@twisted_test
+async def test_a_site_takes_a_database_along(stage: Stage) -> None:
+    """Whoever uses it waits meanwhile; the command says what it would do beforehand."""
+    daemon = await a_shop(stage)
+    words = ("migrate", "blog", "--to", "two", "--with", "shop=d2")
+    foreseen = await daemon.command(*words, "--dry-run")
+    assert foreseen.status == 0, foreseen.err
+    assert "database:shop" in foreseen.out
+    done = await daemon.command(*words)
+    assert done.status == 0, done.err
+    status = await daemon.ask("status")
+    (shop,) = status["databases"]
+    assert (shop["backend"], shop["state"], sorted(shop["sites"])) == (
+        *("d2", "open", ["blog", "news"]),
+    )
+    where = {site["name"]: (site["backend"], site["mode"]) for site in status["sites"]}
+    assert where["blog"] == ("two", "open")
+    assert where["news"] == ("one", "open")
+    for databases, said in (
+        ({"nosuch": "d1"}, "there is no database:nosuch"),
+        ({"shop": "d3"}, "database:shop has no backend 'd3'"),
+        ({"shop": "d2"}, "database:shop is on d2 already"),
+    ):
+        await fails(daemon.ask("migrate", site="blog", to="one", databases=databases), said)
+
+
+@twisted_test
+async def test_a_database_is_paused_with_who_uses_it(stage: Stage) -> None:
+    """And resumed with them, but for one that was paused for itself."""
+    daemon = await a_shop(stage)
+    await daemon.ask("pause", site="news")
+    receipt = await daemon.ask("pause", site="database:shop")
+    assert receipt["site"] == "database:shop"
+    modes = {site["name"]: site["mode"] for site in (await daemon.ask("status"))["sites"]}
+    assert modes == {"blog": "holding", "news": "holding", "other": "open"}
+    held = daemon.fetch("/held")
+    await daemon.until_site(held=1)
+    assert (await daemon.ask("migrate", site="database:shop", to="d2"))["outcome"] == "done"
+    status = await daemon.ask("status")
+    assert status["databases"][0]["mode"] == "holding"  # it was paused before
+    await daemon.ask("resume", site="database:shop")
+    assert (await held).text == "one /held"
+    modes = {site["name"]: site["mode"] for site in (await daemon.ask("status"))["sites"]}
+    assert modes == {"blog": "open", "news": "holding", "other": "open"}
+    await fails(daemon.ask("pause", site="database:x"), "no database 'x'", "shop")
+
+
+@twisted_test
+async def test_the_end_of_a_databases_pause_outlasts_its_move(stage: Stage) -> None:
+    """It was forgotten while it moved, not afterwards."""
+    daemon = await a_shop(stage)
+    await daemon.ask("pause", site="database:shop", deadline=2.0, then="resume")
+    await daemon.ask("migrate", site="database:shop", to="d2")
+
+    async def opened() -> bool:
+        (shop,) = (await daemon.ask("status"))["databases"]
+        return bool(shop["mode"] == "open" and shop["backend"] == "d2")
+
+    await until_async(opened, "the end of the pause")
