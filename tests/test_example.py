@@ -17,14 +17,17 @@ from hypothesis import strategies as st
 from awesomeproxy import config, model
 from awesomeproxy.config import ConfigError
 from awesomeproxy.model import Backend, HealthCheck, Listen, Settings, Site
+from awesomeproxy.movers import finding
 
 WHOLE = (ETC / "awesomeproxy.toml").read_text("utf-8")
-NEEDED = ("directory", "endpoint", "backend", "server", "address", "database")
+NEEDED = ("directory", "endpoint", "backend", "server", "address", "database", "step", "command")
+NEEDED_THERE = {"## [filesystems.NAME]": ("mover", "node", "on.NODE.path")}  # and not elsewhere
 # The one table that is optional as a whole: not all of its keys have defaults.
 AUTHORITY = WHOLE[WHOLE.index("#[acme]") : WHOLE.index("\n# ---- Listeners")]
+MOVING = WHOLE[WHOLE.index("#[nodes.web2]") : WHOLE.index("# ---- Databases")]
 # And one that some do without: not all of its keys have defaults either.
 DATABASES = WHOLE[WHOLE.index("#[databases.shop]") : WHOLE.index("# ---- Sites")]
-EXAMPLE = WHOLE.replace(AUTHORITY, "").replace(DATABASES, "")
+EXAMPLE = WHOLE.replace(AUTHORITY, "").replace(DATABASES, "").replace(MOVING, "")
 
 HEADER = re.compile(r"^#(?=\[)", re.MULTILINE)
 BACKENDS = "[databases.shop.backends.old]"
@@ -103,6 +106,25 @@ def test_the_database_of_the_example_shows_all_keys_with_their_defaults() -> Non
     assert through == model.PgBouncer(address, "shop")
 
 
+def test_what_is_moved_in_the_example_shows_all_keys_with_their_defaults() -> None:
+    """In force it is a working one."""
+    text = HEADER.sub("", OPTIONAL.sub("", MOVING))
+    read = config.parse(text + EXAMPLE, "f.toml")
+    shown = tomllib.loads(text)
+    places = shown["filesystems"]["example"]["on"]
+    assert list(shown["nodes"]["web2"]) == ["ssh", "config"]
+    assert read.nodes == {"web2": model.Reach("web2")}
+    assert set(shown["filesystems"]["example"]) == {"mover", "node", "mount_point", "on"}
+    assert list(read.filesystems["example"].places) == list(places)
+    alone = text.replace("mount_point = false", "")
+    assert config.parse(alone + EXAMPLE, "f.toml").filesystems == read.filesystems
+    (hook,) = shown["hooks"]
+    assert set(hook) == {field.name for field in fields(model.Hook)}
+    assert read.hooks == (model.Hook("fence", tuple(hook["command"])),)
+    for mover in finding.names("filesystem"):
+        assert f'"{mover}"' in text
+
+
 def test_the_example_shows_every_setting() -> None:
     """Each field of the settings has its line in the example."""
     shown = tomllib.loads(uncommented())
@@ -110,8 +132,8 @@ def test_the_example_shows_every_setting() -> None:
     backend = site["backends"]["old"]
     listen = shown["listen"][0]
     of_node = {*NODE, "listen", "sites", "databases", "tls", "acme"} - {"hold"} | {
-        "max_held",
-        "max_held_bytes",
+        *("nodes", "filesystems", "hooks"),
+        *("max_held", "max_held_bytes"),
     }
     assert {field.name for field in fields(Settings)} == of_node
     assert list(shown["node"]) == NODE
@@ -132,6 +154,7 @@ def test_the_example_shows_every_setting() -> None:
         (backend, Backend),
         (backend["health"], HealthCheck),
         (backend["tls"], model.ServerTls),
+        (backend["service"], model.Service),
     ]
     for table, of in tables:
         its_own = {"name"} if of in (Site, Backend) else set()
@@ -146,16 +169,19 @@ def test_the_overview_has_the_keys_and_defaults_of_the_example() -> None:
         if line.startswith(("## ", "| `"))
     ]
     shown: list[str] = []
+    needed: tuple[str, ...] = ()
     for line in WHOLE.splitlines():
         match = re.fullmatch(r"(#?)(?:(\[.*\])|([a-z0-9_.]+) = (.*))", line)
         if match is None:
             continue
         commented, table, key, default = match.groups()
+        key = key and key.replace(".web2", ".NODE")
         if table:
-            for name in (".example", ".shop", ".old"):
+            for name in (".example", ".shop", ".old", ".web2"):
                 table = table.replace(name, ".NAME")
             shown.append(f"## {table}")
-        elif key in ("name", *NEEDED):
+            needed = ("name", *NEEDED, *NEEDED_THERE.get(shown[-1], ()))
+        elif key in needed:
             shown.append(f"`{key}` | " + ("host name" if key == "name" else "needed"))
         else:
             is_default = commented or key == "health.path"
