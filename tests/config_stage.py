@@ -25,6 +25,9 @@ TABLES = {
 MORE = {
     "[tls]": [],
     "[acme]": ['directory = "https://ca.example/directory"', "terms_agreed = true"],
+    "[nodes.b]": [],
+    "[filesystems.f]": ['mover = "rsync"', 'node = "node1"', 'on.node1.path = "/srv/f"'],
+    "[[hooks]]": ['step = "fence"', 'command = ["true"]'],
     "[databases.d]": [
         'endpoint = "tcp:5432"',
         'backend = "one"',

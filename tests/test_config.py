@@ -540,3 +540,37 @@ def test_importing_needs_no_twisted_and_reading_installs_no_reactor() -> None:
         "assert 'twisted.internet.reactor' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(ETC / "awesomeproxy.toml")], check=True)
+
+
+LIVES = (
+    '[nodes.b]\nssh = "root@192.0.2.2"\n'
+    '[filesystems.f]\nmover = "rsync"\nnode = "b"\non.node1.path = "/srv/f"\non.b.path = "/srv/f"\n'
+)
+IN_IT = text_with("[sites.a]", 'filesystem = "f"')
+
+
+def test_a_site_lives_in_a_filesystem_that_is_on_the_nodes_of_its_backends() -> None:
+    """All of them say which node that is."""
+    there = text_with("[sites.a.backends.old]", 'node = "node1"').replace(
+        'backend = "old"', 'backend = "old"\nfilesystem = "f"'
+    )
+    read = config.parse(LIVES + there, "f.toml")
+    assert (read.sites["a"].filesystem, read.sites["a"].backends["old"].node) == ("f", "node1")
+    assert read.nodes == {"b": model.Reach("b", "root@192.0.2.2")}
+    found = read.filesystems["f"]
+    assert (found.mover, found.node, sorted(found.places)) == ("rsync", "b", ["b", "node1"])
+    assert problems(LIVES + IN_IT) == (
+        "f.toml: sites.a.backends.old.node: has to be one on which the filesystem"
+        ' "f" has a place; write "node1" or "b"',
+    )
+
+
+def test_the_mover_says_whether_paths_are_mount_points_unless_the_file_does() -> None:
+    """So a directory on a disk of its own can be looked for in the mount table, too."""
+    assert not config.parse(LIVES + text_with(), "f.toml").filesystems["f"].mount_point
+    said = LIVES.replace('node = "b"', 'node = "b"\nmount_point = true') + text_with()
+    assert config.parse(said, "f.toml").filesystems["f"].mount_point
+    zfs = LIVES.replace("rsync", "zfs").replace('.path = "/srv/f"', ".dataset = 'tank/f'")
+    zfs = zfs.replace("on.b", 'on.b.path = "/srv/f"\non.b')
+    zfs = zfs.replace("on.node1", 'on.node1.path = "/srv/f"\non.node1')
+    assert config.parse(zfs + text_with(), "f.toml").filesystems["f"].mount_point

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from awesomeproxy import addresses
 from awesomeproxy.movers import finding
 from awesomeproxy.movers.kind import Kind
 from awesomeproxy.shapes import Shape, Spot, Structure
@@ -23,8 +25,9 @@ class ByMover(Structure[T]):
     def read(self, value: object, spot: Spot, **given: object) -> T:
         name = value.get("mover") if isinstance(value, Mapping) else None
         kind: Kind | None = None
-        if isinstance(name, str) and name:
-            kind = self._find(name, spot.at("mover"))
+        with suppress(ValueError):  # told when the key itself is read
+            if addresses.optional_name(name):
+                kind = self._find(str(name), spot.at("mover"))
         return self.shape(kind).read(value, spot, **given)
 
     def _find(self, name: str, spot: Spot) -> Kind | None:
