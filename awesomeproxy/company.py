@@ -8,9 +8,10 @@ database's sake go on with it; one that was paused for itself stays so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from awesomeproxy.model import DATABASE, Database, Mode, Observed, Placement, Receipt, Site
@@ -18,10 +19,14 @@ from awesomeproxy.pausing import Pauses, Then
 
 log = Logger()
 
+WAKE_TRIES = 10
+TRY_AGAIN = 1.0  # seconds between them
+
 
 class Host(Protocol):
     """What is asked of the node."""
 
+    reactor: Any
     sites: dict[str, Site]
     databases: dict[str, Database]
     pauses: Pauses
@@ -95,6 +100,24 @@ async def resume(host: Host, name: str) -> Placement:
     placement = await host.pauses.resume(name, "resume")
     await _let_go(host, name, users(host, name))
     return placement
+
+
+async def rouse(host: Host, name: str) -> None:
+    """Have a pooler in front of an open database let its clients go on, if need be later.
+
+    It may still keep them waiting: the end of a pause has come by itself, or the daemon
+    has died before it had written down that the database was to be held.
+    """
+    for _ in range(WAKE_TRIES):
+        if host.placement(name).mode is not Mode.OPEN:
+            return
+        try:
+            return await host.wake(name)
+        except CancelledError:
+            raise
+        except Exception as problem:
+            log.error("{name}: {why}", name=name, why=problem)
+        await deferLater(host.reactor, TRY_AGAIN)
 
 
 def held(host: Host, name: str) -> int:

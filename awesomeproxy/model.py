@@ -355,6 +355,7 @@ class DesiredDatabase:
     database: Database
     placement: Placement
     admits: frozenset[str] = frozenset()  # addresses whose connections pass even if it is held
+    absent: str = ""  # why it cannot be served where it is placed, and has to be held
 
 
 @dataclass(frozen=True, slots=True)

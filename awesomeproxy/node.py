@@ -18,9 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDeferred
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    DeferredLock,
+    maybeDeferred,
+)
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from awesomeproxy import company, config
 from awesomeproxy.acme.keeper import Keeper
@@ -36,6 +43,7 @@ from awesomeproxy.model import (
     Database,
     Desired,
     DesiredDatabase,
+    Mode,
     Observed,
     Outcome,
     Placement,
@@ -96,6 +104,7 @@ class Node:
         self.moves = Moves(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
+        self._rousing: set[Deferred[None]] = set()
         self.stopping = False
 
     def __repr__(self) -> str:
@@ -171,6 +180,9 @@ class Node:
         self.residence.begin()
         self._control = await listen_control(settings.control)
         await self.plane.listen(settings.listen, settings.databases.values())
+        for name in settings.databases:
+            if self.placements[DATABASE + name].mode is Mode.OPEN:
+                self._rouse(DATABASE + name)
         self.keeper.start()
         log.info(
             "{name} serves {count} sites on {addresses}",
@@ -196,6 +208,8 @@ class Node:
         if hasattr(self, "certifying"):
             await self.certifying.stop()
         await self.pauses.call_off("the daemon is stopping")
+        for rousing in list(self._rousing):
+            rousing.cancel()
         await self.moves.stop("the daemon is stopping")
         self.residence.stop()
         if hasattr(self, "plane"):
@@ -324,9 +338,13 @@ class Node:
         """All at once; the Deferred fires when it is known what is mounted."""
         result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
         result["certificates"] = certificates
-        kept = {key: getattr(self.settings, key) for key in FIXED}
+        before = self.settings
+        kept = {key: getattr(before, key) for key in FIXED}
         result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
-        before, self.settings = self.settings, replace(settings, **kept)
+        self.settings = replace(settings, **kept)
+        result |= differences(before, self.settings)
+        if settings.max_connections != before.max_connections:
+            self.plane.max_connections = affordable(settings.max_connections)
         known = self.residence.configure(settings.filesystems)
         self.keeper.configure(settings.acme)
         self.plane.contexts.forget()  # the files they were made of may have changed
@@ -347,9 +365,6 @@ class Node:
             if database != self.databases.get(name):
                 self.define_database(database)
         result["warnings"] = list(self.certifying.certificates.problems)
-        result |= differences(before, self.settings)
-        if settings.max_connections != before.max_connections:
-            self.plane.max_connections = affordable(settings.max_connections)
         self.plane.held.max_requests = settings.max_held
         self.plane.held.max_bytes = settings.max_held_bytes
         self.emit(event="reloaded", **result)
@@ -379,8 +394,11 @@ class Node:
             if database is None:
                 return
             admits = self._admitted.get(name, frozenset())
-            self.plane.apply_database(DesiredDatabase(database, placement, admits))
+            absent = self.residence.absent(database, placement)
+            self.plane.apply_database(DesiredDatabase(database, placement, admits, absent))
             self._watch_expiry(placement)
+            if known is not None and (known.mode, placement.mode) == (Mode.HOLDING, Mode.OPEN):
+                self._rouse(name)
         elif name in self.sites:
             self._apply(self.sites[name], placement)
         else:
@@ -394,6 +412,19 @@ class Node:
                 generation=placement.generation,
                 **event,
             )
+
+    def _rouse(self, name: str) -> None:
+        pooled = self.databases[name.removeprefix(DATABASE)].pgbouncer is not None
+        if pooled and not self.stopping and not self.moving(name):
+            rousing = Deferred.fromCoroutine(company.rouse(self, name))
+            self._rousing.add(rousing)
+
+            def roused(result: object) -> None:
+                self._rousing.discard(rousing)
+                if isinstance(result, Failure) and not isinstance(result.value, CancelledError):
+                    log.failure("{name}: cannot be roused", result, name=name)
+
+            rousing.addBoth(roused)
 
     def _apply(self, site: Site, placement: Placement) -> None:
         self.plane.apply(Desired(site, placement, self.residence.absent(site, placement)))

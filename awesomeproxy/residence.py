@@ -27,7 +27,16 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from awesomeproxy.model import FILESYSTEM, Filesystem, Mode, Outcome, Placement, Site
+from awesomeproxy.model import (
+    DATABASE,
+    FILESYSTEM,
+    Database,
+    Filesystem,
+    Mode,
+    Outcome,
+    Placement,
+    Site,
+)
 from awesomeproxy.mountinfo import Mounting, MountState, states
 from awesomeproxy.mounts import Mounts
 from awesomeproxy.mounttable import TABLE
@@ -52,6 +61,7 @@ class Host(Protocol):
     reactor: Any
     registry: IRegistry
     sites: dict[str, Site]
+    databases: dict[str, Database]
 
     def placement(self, name: str) -> Placement:
         """Where something is placed."""
@@ -147,8 +157,8 @@ class Residence:
 
     # What it comes to
 
-    def absent(self, site: Site, placement: Placement) -> str:
-        """Why a site cannot be served where it is placed; empty: it can."""
+    def absent(self, site: Site | Database, placement: Placement) -> str:
+        """Why a site or a database cannot be served where it is placed; empty: it can."""
         name = site.filesystem
         if not name or name not in self._filesystems:
             return ""
@@ -158,7 +168,7 @@ class Residence:
             return f"its filesystem {name} is on {where.backend}"
         if why := self._not_there(name, where):
             return why
-        if site.name in self._doubted:
+        if placement.site in self._doubted:
             return f"its filesystem {name} has just been mounted, and no server is well yet"
         return ""
 
@@ -222,7 +232,11 @@ class Residence:
             if where.backend != node or where.mode is Mode.HOLDING:
                 wanted = replace(where, backend=node, mode=Mode.OPEN, by="mounted")
                 where = await self._host.registry.place(wanted, where.generation)
-                back = [site.name for site in self._lodgers(name) if self._is_on(site, node)]
+                back = [
+                    lodger
+                    for lodger, definition in self._lodgers(name).items()
+                    if self._is_on(lodger, definition, node)
+                ]
                 self._doubted.update(back)  # or they would be served without a look
                 self._host.adopt(where)
                 for site in back:
@@ -266,8 +280,8 @@ class Residence:
 
     def placed(self, name: str) -> None:
         """A filesystem is placed somewhere else than before, or no longer mounted."""
-        for site in self._lodgers(name):
-            self._host.adopt(self._host.placement(site.name))
+        for lodger in self._lodgers(name):
+            self._host.adopt(self._host.placement(lodger))
 
     def settle(self, names: Iterable[str]) -> None:
         """A migration of some filesystems has ended: what was seen meanwhile counts now."""
@@ -306,41 +320,47 @@ class Residence:
         if state := self._mounts.states().get(key):
             self._seen(key, state)
 
-    def _lodgers(self, name: str) -> list[Site]:
-        return [site for site in self._host.sites.values() if site.filesystem == name]
+    def _lodgers(self, name: str) -> dict[str, Site | Database]:
+        """What lives in a filesystem, called as its placement is."""
+        everything: dict[str, Site | Database] = {**self._host.sites}
+        everything |= {DATABASE + each.name: each for each in self._host.databases.values()}
+        return {placed: each for placed, each in everything.items() if each.filesystem == name}
 
-    def _is_on(self, site: Site, node: str) -> bool:
-        backend = site.backends.get(self._host.placement(site.name).backend)
+    def _is_on(self, lodger: str, definition: Site | Database, node: str) -> bool:
+        backend = definition.backends.get(self._host.placement(lodger).backend)
         return backend is not None and backend.node == node
+
+    def _is_served(self, lodger: str) -> bool:
+        return lodger in self._host.sites or lodger.removeprefix(DATABASE) in self._host.databases
 
     def _turn(self, name: str) -> DeferredLock:
         return self._turns.setdefault(name, DeferredLock())
 
     async def _follow(self, name: str, node: str) -> None:
-        """Place the sites of a filesystem where that is."""
+        """Place what lives in a filesystem where that is."""
         problems: list[RegistryError] = []
-        for site in self._lodgers(name):
-            if self._host.moving(site.name) or self._is_on(site, node):
+        for lodger, definition in self._lodgers(name).items():
+            if self._host.moving(lodger) or self._is_on(lodger, definition, node):
                 continue
-            choices = [each.name for each in site.backends.values() if each.node == node]
+            choices = [each.name for each in definition.backends.values() if each.node == node]
             if not choices:
-                log.error("{site}: has no backend on {node}", site=site.name, node=node)
+                log.error("{site}: has no backend on {node}", site=lodger, node=node)
                 continue
-            seen = self._host.placement(site.name)
+            seen = self._host.placement(lodger)
             wanted = replace(seen, backend=choices[0], by=f"mounted on {node}")
             try:
                 placed = await self._host.registry.place(wanted, seen.generation)
             except RegistryError as problem:  # the others can go on all the same
                 problems.append(problem)
                 continue
-            self._doubted.add(site.name)
+            self._doubted.add(lodger)
             self._host.adopt(placed)
-            self._prove(site.name)
+            self._prove(lodger)
         if problems:
             raise problems[0]
 
     def _prove(self, site: str) -> None:
-        """Have a site that is doubted held until one of its servers is well."""
+        """Have a site or database that is doubted held until one of its servers is well."""
         if site in self._proving or not self._running:
             return
         self._proving[site] = Deferred.fromCoroutine(self._until_well(site))
@@ -348,13 +368,13 @@ class Residence:
         def proved(result: object) -> None:
             del self._proving[site]
             self._doubted.discard(site)
-            if self._running and site in self._host.sites:
+            if self._running and self._is_served(site):
                 self._host.adopt(self._host.placement(site))
 
         self._proving[site].addBoth(proved)
 
     async def _until_well(self, site: str) -> None:
-        while site in self._host.sites:
+        while self._is_served(site):
             backend = self._host.placement(site).backend
             try:
                 await self._host.check(site, backend)

@@ -10,7 +10,19 @@ from carrying_stage import Broken
 from stage_waiting import reactor
 from twisted.internet.defer import Deferred, fail, succeed
 
-from awesomeproxy.model import FILESYSTEM, Backend, Filesystem, Mode, Placement, Reach, Site
+from awesomeproxy.model import (
+    DATABASE,
+    FILESYSTEM,
+    Backend,
+    Database,
+    DatabaseBackend,
+    Filesystem,
+    Mode,
+    Placement,
+    Reach,
+    Server,
+    Site,
+)
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.registry.memory import MemoryRegistry
 from awesomeproxy.residence import Residence
@@ -29,6 +41,13 @@ def a_site(name: str, *nodes: str, filesystem: str = "data") -> Site:
     return Site(name, (f"{name}.test",), f"on-{nodes[0]}", backends, filesystem=filesystem)
 
 
+def a_database(name: str, *nodes: str) -> Database:
+    """The same, a database."""
+    server = Server("tcp://127.0.0.1:1", "tcp", "127.0.0.1", 1)
+    backends = {f"on-{node}": DatabaseBackend(f"on-{node}", server, node=node) for node in nodes}
+    return Database(name, "tcp:1", f"on-{nodes[0]}", backends, filesystem="data")
+
+
 @dataclass
 class House:
     """The node, as residence sees it."""
@@ -37,6 +56,7 @@ class House:
     reactor: Any = reactor
     registry: Any = field(default_factory=lambda: Broken(MemoryRegistry()))
     sites: dict[str, Site] = field(default_factory=dict)
+    databases: dict[str, Database] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
     travelling: set[str] = field(default_factory=set)
     remote: set[str] = field(default_factory=set)  # nodes that are somewhere else
@@ -55,6 +75,13 @@ class House:
             first = await self.registry.place(Placement(site.name, site.backend), 0)
             self.placements[site.name] = first
             self.sites[site.name] = site
+
+    async def add_database(self, database: Database) -> None:
+        """Serve a database, too."""
+        name = DATABASE + database.name
+        first = await self.registry.place(Placement(name, database.backend), 0)
+        self.placements[name] = first
+        self.databases[database.name] = database
 
     async def begin(
         self,
@@ -87,8 +114,10 @@ class House:
             self.served.append(f"{placement.site} {placement.backend}")
 
     def absent(self, name: str) -> str:
-        """Why a site cannot be served."""
-        return self.residence.absent(self.sites[name], self.placements[name])
+        """Why a site or a database cannot be served."""
+        known: dict[str, Any] = {**self.sites}
+        known |= {DATABASE + database.name: database for database in self.databases.values()}
+        return self.residence.absent(known[name], self.placements[name])
 
     def where(self, filesystem: str = "data") -> str:
         """Where it is recorded."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from functools import partial
+
 import pytest
 from daemon_stage import (
     HOST,
@@ -10,11 +13,18 @@ from daemon_stage import (
     Stage,
     a_stage,
     free_ports,
+    reactor,
     twisted_fixture,
     twisted_test,
 )
 from stage_waiting import until_async
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from wire_stage import Process, a_pgbouncer
+
+from awesomeproxy import model
+from awesomeproxy.movers.pgbouncer import PgBouncer
+from awesomeproxy.movers.shell import Reach, Shell
 
 stage = twisted_fixture(a_stage)
 
@@ -253,3 +263,50 @@ async def test_the_end_of_a_databases_pause_outlasts_its_move(stage: Stage) -> N
         return bool(shop["mode"] == "open" and shop["backend"] == "d2")
 
     await until_async(opened, "the end of the pause")
+
+
+# A pooler in front of one
+
+
+def paused(bouncer: Process) -> bool:
+    """Whether a PgBouncer keeps the clients of ``shop`` waiting."""
+    argv = ["psql", "-XAq", "-h", HOST, "-p", str(bouncer.port), "-U", "pgbouncer", "pgbouncer"]
+    shown = subprocess.run(
+        [*argv, "-c", "SHOW DATABASES"], capture_output=True, text=True, check=True
+    )
+    names, *rows = [line.split("|") for line in shown.stdout.splitlines()]
+    (row,) = [row for row in rows if row[0] == "shop"]
+    return row[names.index("paused")] == "1"
+
+
+@twisted_test
+async def test_a_pooler_goes_on_whoever_ends_the_pause(stage: Stage) -> None:
+    """Its own end, or a daemon that finds that it died before it could hold the database."""
+    one, _ = stage.two()
+    (port,) = free_ports(1)
+    with a_pgbouncer(port) as bouncer:
+        daemon = await stage.serving(
+            f'[databases.shop]\nendpoint = "tcp:{port}:interface={HOST}"\nbackend = "d1"',
+            f'backends.d1.server = "tcp://{HOST}:{one.port}"\nprotocol = "postgres"',
+            'via = "pgbouncer"\npgbouncer.database = "shop"',
+            f'pgbouncer.address = "tcp://{HOST}:{bouncer.port}"',
+        )
+        await daemon.ask("pause", site="database:shop", deadline=3.0, then="resume")
+        assert await deferToThread(paused, bouncer)
+        await until_async(partial(awake, bouncer), "the end of the pause")
+        (shop,) = (await daemon.ask("status"))["databases"]
+        assert shop["mode"] == "open"
+        await daemon.kill()
+        console = PgBouncer(Shell(reactor, Reach("here")), settings(bouncer))
+        await console.pause(5.0)
+        await daemon.start()
+        await until_async(partial(awake, bouncer), "the pooler")
+
+
+async def awake(bouncer: Process) -> bool:
+    return not await deferToThread(paused, bouncer)
+
+
+def settings(bouncer: Process) -> model.PgBouncer:
+    server = model.Server(f"tcp://{HOST}:{bouncer.port}", "tcp", HOST, bouncer.port)
+    return model.PgBouncer(server, "shop")

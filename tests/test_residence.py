@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
 from mount_stage import Namespace, namespace
-from residence_stage import House, a_site
+from residence_stage import House, a_database, a_site
 from stage_waiting import reactor, until
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -108,6 +108,22 @@ async def test_a_site_follows_its_filesystem(stage: Stage) -> None:
     assert (stored["blog"].backend, stored["blog"].by) == ("on-b", "mounted on b")
     assert stage.house.where() == "open b"
     assert "blog on-b" in stage.house.checks
+
+
+@twisted_test
+async def test_a_database_waits_for_its_filesystem_and_follows_it(stage: Stage) -> None:
+    """What holds for sites holds for databases that live in it."""
+    house = stage.house
+    await house.add_database(a_database("shop", "a", "b"))
+    stage.mount("a")
+    await stage.begin()
+    assert not house.absent("database:shop")
+    stage.unmount("a")
+    await until(lambda: "nothing is mounted on" in house.absent("database:shop"), "the unmount")
+    stage.mount("b")
+    await until(lambda: not house.absent("database:shop"), "the other place")
+    assert house.placements["database:shop"].backend == "on-b"
+    assert "database:shop on-b" in house.checks
 
 
 @twisted_test

@@ -58,6 +58,7 @@ class LiveDatabase:
         self.name = DATABASE + desired.database.name
         self.placement = desired.placement
         self.admits = desired.admits
+        self.absent = desired.absent  # why it cannot be served where it is placed
         self.backend: DatabaseBackend | None = None  # where it is placed
         self.gate = Gate(plane.clock, total=plane.held, on_idle=self.check_drained)
         self.pipes: set[Pipe] = set()
@@ -90,6 +91,7 @@ class LiveDatabase:
             self._place(self.placement)
         if desired.placement.generation >= self.placement.generation:
             self.admits = desired.admits
+            self.absent = desired.absent
             self._place(desired.placement)
 
     def close(self) -> None:
@@ -114,7 +116,7 @@ class LiveDatabase:
     def _place(self, placement: Placement) -> None:
         before, self.placement = self.backend, placement
         self.backend = self.definition.backends.get(placement.backend)
-        holds = placement.mode is Mode.HOLDING or self.backend is None
+        holds = placement.mode is Mode.HOLDING or self.backend is None or bool(self.absent)
         if holds:
             self._hold()
         if before != self.backend:
@@ -198,7 +200,8 @@ class LiveDatabase:
 
     def lets_by(self, address: str) -> bool:
         """Whether a connection passes the held gate: a server at the new place is tried."""
-        if self.gate.holding and self.backend is not None and address in self.admits:
+        known = self.backend is not None and not self.absent
+        if self.gate.holding and known and address in self.admits:
             self._was_drained = False  # it is not, from here on
             self.gate.in_flight += 1
             return True
@@ -252,7 +255,7 @@ class LiveDatabase:
         """What there is to report; the words are those for sites."""
         gate = self.gate
         every = self._all()
-        trouble = gate.trouble or gate.refusing
+        trouble = gate.trouble or gate.refusing or self.absent
         if self.backend is None:
             trouble = f"it is placed on {self.placement.backend!r}, which is not defined"
         return Observed(
