@@ -19,7 +19,7 @@ FPM = next(
     (path for each in SBIN.split(":") for path in map(str, sorted(Path(each).glob("php-fpm*")))),
     "php-fpm (install Debian's package php-fpm)",
 )
-_MODULES = ("mpm_{mpm}", "authz_core", "proxy", "proxy_fcgi", "rewrite")
+_MODULES = ("mpm_{mpm}", "authz_core", "env", "proxy", "proxy_fcgi", "rewrite")
 _LOAD = "LoadModule {0}_module /usr/lib/apache2/modules/mod_{0}.so"
 
 _APACHE = """
@@ -46,6 +46,7 @@ DocumentRoot {root}
         SetHandler "proxy:unix:{here}/fpm.sock|fcgi://site"
     </FilesMatch>
 </Directory>
+{env}
 RewriteEngine On
 RewriteRule ^ /index.php [END]
 """
@@ -84,6 +85,7 @@ class Website:
     address: str
     port: int
     seen: Path  # ``directory``, as those see it who run it
+    env: tuple[tuple[str, str], ...] = ()  # what the script finds in its $_SERVER
 
     def configure(self, mpm: str) -> None:
         """Write the configurations."""
@@ -93,6 +95,7 @@ class Website:
             "address": self.address,
             "port": self.port,
             "workers": _WORKERS[mpm],
+            "env": "\n".join(f"SetEnv {key} {value}" for key, value in self.env),
             "modules": "\n".join(_LOAD.format(each.format(mpm=mpm)) for each in _MODULES),
         }
         (self.directory / "apache.conf").write_text(_APACHE.format(**values))
