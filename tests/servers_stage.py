@@ -4,6 +4,8 @@ A server is a network namespace with an address of its own and a mount namespace
 ``sshd`` runs and whatever else a test starts there.  The daemon of the test stands outside
 of both, reaches them through ssh, and they reach its listeners through the server's gateway.
 What is started in a server dies with it.
+
+Nobody's ``~/.bashrc`` is read for a command there, which can take longer than the command.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 MaxStartups 100
 MaxSessions 100
+SetEnv HOME={home}
 """
 
 _CLIENT = """
@@ -110,7 +113,7 @@ class Server:
         assert keeper is not None
         await until(lambda: _command(keeper.pid) == "sleep", "the server's namespaces")
         config = self.directory / "sshd_config"
-        config.write_text(_SERVER.format(address=self.address, keys=keys))
+        config.write_text(_SERVER.format(address=self.address, keys=keys, home=self.directory))
         self.spawn(SSHD, "-D", "-e", "-f", str(config), log="sshd.log")
         log = self.directory / "sshd.log"
         await until(lambda: "Server listening" in log.read_text(), "sshd")
