@@ -122,15 +122,27 @@ class Server:
         """Pull the network cable, or put it back."""
         run("ip", "link", "set", f"{self.space}h", "down" if off else "up")
 
+    async def kill(self, name: str) -> None:
+        """``kill -9`` of all of its processes that are called so, which have to be there."""
+        pids = [pid for pid in self.pids() if _command(pid) == name]
+        assert pids, f"there is no {name} on {self.name}"
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await until(lambda: not any(_command(pid) for pid in pids), f"the end of {name}")
+
+    def pids(self) -> list[int]:
+        """Its processes."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False
+        )
+        return list(map(int, listed.stdout.split()))
+
     def close(self) -> None:
         """End all that runs there, and take it away."""
-        with contextlib.suppress(subprocess.SubprocessError):
-            pids = subprocess.run(
-                ["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False
-            )
-            for pid in map(int, pids.stdout.split()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in (*self.processes, *([self.keeper] if self.keeper else [])):
             process.kill()
             process.wait()
@@ -146,6 +158,7 @@ def _mounted_in(directory: Path) -> list[str]:
 
 
 def _command(pid: int) -> str:
+    """What a process is called; empty: it is gone."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
