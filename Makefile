@@ -31,7 +31,8 @@ test: $(VENV)/.test
 	    rsync:rsync sshd:openssh-server setfacl:acl zfs:zfs-fuse mkfs.btrfs:btrfs-progs \
 	    unshare:util-linux mount:mount mkfs.ext4:e2fsprogs \
 	    /usr/lib/postgresql/15/bin/postgres:postgresql-15 mariadbd:mariadb-server \
-	    pgbouncer:pgbouncer openssl:openssl
+	    pgbouncer:pgbouncer openssl:openssl \
+	    apache2:apache2 php-fpm8.2:php8.2-fpm /usr/share/php8.2-mysql:php8.2-mysql
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.lint

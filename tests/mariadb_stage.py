@@ -29,7 +29,7 @@ from awesomeproxy.shapes import Spot
 
 _NUMBERS = count(1)
 _LAST = "what comes now is the last"
-_SMALL = (
+SMALL = (
     "--innodb-buffer-pool-size=16M",
     "--innodb-log-file-size=8M",
     "--innodb-flush-log-at-trx-commit=2",
@@ -69,7 +69,7 @@ class Server:
                     f"--server-id={self.number}",
                     f"--pid-file={self.directory / 'pid'}",
                     f"--tmpdir={self.directory}",
-                    *_SMALL,
+                    *SMALL,
                     *options,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -119,7 +119,7 @@ def servers() -> Iterator[Servers]:
     directory = Path(tempfile.mkdtemp(prefix="awesomeproxy-mariadb-"))
     made = Servers(directory)
     try:
-        _install(directory / ONE / "data")
+        install(directory / ONE / "data")
         shutil.copytree(directory / ONE / "data", directory / TWO / "data")
         yield made
     finally:
@@ -130,7 +130,8 @@ def servers() -> Iterator[Servers]:
         shutil.rmtree(directory)
 
 
-def _install(data: Path) -> None:
+def install(data: Path) -> None:
+    """Make the files of a server that has nothing in it yet."""
     data.parent.mkdir()
     subprocess.run(
         [

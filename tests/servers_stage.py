@@ -4,6 +4,8 @@ A server is a network namespace with an address of its own and a mount namespace
 ``sshd`` runs and whatever else a test starts there.  The daemon of the test stands outside
 of both, reaches them through ssh, and they reach its listeners through the server's gateway.
 What is started in a server dies with it.
+
+Nobody's ``~/.bashrc`` is read for a command there, which can take longer than the command.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 MaxStartups 100
 MaxSessions 100
+SetEnv HOME={home}
 """
 
 _CLIENT = """
@@ -110,7 +113,7 @@ class Server:
         assert keeper is not None
         await until(lambda: _command(keeper.pid) == "sleep", "the server's namespaces")
         config = self.directory / "sshd_config"
-        config.write_text(_SERVER.format(address=self.address, keys=keys))
+        config.write_text(_SERVER.format(address=self.address, keys=keys, home=self.directory))
         self.spawn(SSHD, "-D", "-e", "-f", str(config), log="sshd.log")
         log = self.directory / "sshd.log"
         await until(lambda: "Server listening" in log.read_text(), "sshd")
@@ -119,15 +122,27 @@ class Server:
         """Pull the network cable, or put it back."""
         run("ip", "link", "set", f"{self.space}h", "down" if off else "up")
 
+    async def kill(self, name: str) -> None:
+        """``kill -9`` of all of its processes that are called so, which have to be there."""
+        pids = [pid for pid in self.pids() if _command(pid) == name]
+        assert pids, f"there is no {name} on {self.name}"
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await until(lambda: not any(_command(pid) for pid in pids), f"the end of {name}")
+
+    def pids(self) -> list[int]:
+        """Its processes."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False
+        )
+        return list(map(int, listed.stdout.split()))
+
     def close(self) -> None:
         """End all that runs there, and take it away."""
-        with contextlib.suppress(subprocess.SubprocessError):
-            pids = subprocess.run(
-                ["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False
-            )
-            for pid in map(int, pids.stdout.split()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in (*self.processes, *([self.keeper] if self.keeper else [])):
             process.kill()
             process.wait()
@@ -143,6 +158,7 @@ def _mounted_in(directory: Path) -> list[str]:
 
 
 def _command(pid: int) -> str:
+    """What a process is called; empty: it is gone."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""

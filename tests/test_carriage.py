@@ -50,7 +50,9 @@ async def test_what_is_to_be_carried_is_added_up() -> None:
     carried = carriage(script)
     assert await carried.estimate() == Estimate(2000, 7)
     told: list[int] = []
-    assert await carried.presync(told.append) == 200
+    rounds = await carried.presync(told.append, iter(range(9)).__next__)
+    assert [(each.size, each.seconds) for each in rounds] == [(100, 1), (100, 2)]
+    assert [each.pending for each in rounds] == [4, 4]
     assert await carried.sync(told.append) == 20
     assert told == [100, 200, 10, 20]
     assert carried.carried == 220

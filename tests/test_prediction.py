@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from awesomeproxy.migrate.prediction import MOST_ROUNDS, PATIENCE, Round, predict
+from awesomeproxy.migrate.prediction import MOST_ROUNDS, PATIENCE, Round, predict, predict_all
 
 MB = 1_000_000
 
@@ -71,3 +71,16 @@ def test_rounds_that_carried_nothing_tell_no_rate() -> None:
     """All that is known is how long one takes."""
     assert predict([Round(0, 2.0, 500 * MB)], 10.0).predicted == 2.0
     assert predict([Round(5, 0.0, 500 * MB)], 10.0).predicted == 0.0
+
+
+def test_what_is_carried_side_by_side_has_rates_of_its_own() -> None:
+    """A few small files say nothing of how fast a database is."""
+    files, database = Round(20_000, 1.0, 0), Round(0, 0.1, 8 * MB)
+    assert predict_all([[files, database]], 10.0).do == "hold"
+    slow = Round(10 * MB, 10.0, 9 * MB)
+    verdict = predict_all([[slow, database]], 10.0)
+    assert (verdict.do, verdict.predicted) == ("again", 10.0)
+    verdict = predict_all([[slow, database]] * (PATIENCE + 1), 10.0)
+    assert verdict.do == "refuse"
+    assert f"{9 * MB:,} bytes" in verdict.why
+    assert predict_all([[]], 10.0).do == "hold"

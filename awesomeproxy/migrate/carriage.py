@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from awesomeproxy.migrate.prediction import Round
 from awesomeproxy.model import Service
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import Shell, ShellError
@@ -85,9 +86,25 @@ class Carriage:
         found: list[Estimate] = await self._all(lambda mover: mover.estimate())
         return Estimate(sum(each.whole for each in found), sum(each.pending for each in found))
 
-    async def presync(self, progress: Progress) -> int:
-        """One round for everything; return how many bytes were carried."""
-        return await self._carry(lambda mover, told: mover.presync(told), progress)
+    async def presync(self, progress: Progress, now: Callable[[], float]) -> list[Round]:
+        """One round for everything; return what it was for each thing.
+
+        :param now: tells the time, in seconds.
+        """
+        began = now()
+        took: dict[int, float] = {}
+
+        async def carry(mover: Any, told: Progress) -> int:
+            size: int = await mover.presync(told)
+            took[id(mover)] = now() - began
+            return size
+
+        sizes = await self._carry(carry, progress)
+        left: list[Estimate] = await self._all(lambda mover: mover.estimate())
+        return [
+            Round(size, took[id(mover)], estimate.pending)
+            for mover, size, estimate in zip(self._movers, sizes, left, strict=True)
+        ]
 
     async def fence(self) -> None:
         """Stop the services at the source, then let nothing write there any more."""
@@ -105,7 +122,7 @@ class Carriage:
 
     async def sync(self, progress: Progress) -> int:
         """Carry the last of it; return how many bytes that were."""
-        return await self._carry(lambda mover, told: mover.sync(told), progress)
+        return sum(await self._carry(lambda mover, told: mover.sync(told), progress))
 
     async def attach(self) -> None:
         """Make the target usable."""
@@ -139,7 +156,7 @@ class Carriage:
 
     async def _carry(
         self, step: Callable[[Any, Progress], Coroutine[Any, Any, int]], progress: Progress
-    ) -> int:
+    ) -> list[int]:
         carried = [0] * len(self._movers)
 
         def told(index: int) -> Progress:
@@ -152,7 +169,7 @@ class Carriage:
         numbers = {id(mover): index for index, mover in enumerate(self._movers)}
         sizes: list[int] = await self._all(lambda mover: step(mover, told(numbers[id(mover)])))
         self.carried += sum(sizes)
-        return sum(sizes)
+        return sizes
 
     async def _all(self, step: Callable[[Any], Coroutine[Any, Any, T]]) -> list[T]:
         """``step`` of every mover at the same time; the first failure ends the others."""

@@ -46,7 +46,7 @@ from awesomeproxy.migrate.hooks import HookFailed, Hooks
 from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.ledger import Account
 from awesomeproxy.migrate.plan import Plan
-from awesomeproxy.migrate.prediction import Round, predict
+from awesomeproxy.migrate.prediction import Round, predict_all
 from awesomeproxy.migrate.steps import WHAT, begun
 from awesomeproxy.model import Ledger, Placement
 from awesomeproxy.registry.interface import Entry, RegistryError
@@ -240,16 +240,17 @@ class Migration:
 
     async def _presync(self, carriage: Carriage) -> None:
         """Carry what there is, round after round, until a pause would be short enough."""
-        rounds: list[Round] = []
+        rounds: list[list[Round]] = []
+        now = self._host.reactor.seconds
         await self._enter("presync")
         while True:
             total = (await self._do(carriage.estimate())).pending
-            began = self._host.reactor.seconds()
-            size = await self._do(carriage.presync(self._teller("presync", total)))
-            seconds = self._host.reactor.seconds() - began
-            pending = (await self._do(carriage.estimate())).pending
-            rounds.append(Round(size, seconds, pending))
-            verdict = predict(rounds, self._max_pause)
+            began = now()
+            rounds.append(await self._do(carriage.presync(self._teller("presync", total), now)))
+            seconds = now() - began
+            size = sum(each.size for each in rounds[-1])
+            pending = sum(each.pending for each in rounds[-1])
+            verdict = predict_all(rounds, self._max_pause)
             self._progress(
                 "presync",
                 f"round {len(rounds)}: {size:,} bytes in {seconds:.1f} s; {pending:,} are left,"

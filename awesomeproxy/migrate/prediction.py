@@ -9,7 +9,7 @@ because the site writes faster than its data can be carried, no pause is begun a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -57,6 +57,20 @@ def predict(rounds: Sequence[Round], max_pause: float) -> Verdict:
             "--max-pause",
         )
     return Verdict("again", seconds)
+
+
+def predict_all(rounds: Sequence[Sequence[Round]], max_pause: float) -> Verdict:
+    """The same for things that are carried side by side, each at a rate of its own.
+
+    :param rounds: for each round, what it was for each of them.
+    """
+    verdicts = [predict(of_one, max_pause) for of_one in zip(*rounds, strict=True)]
+    predicted = max((each.predicted for each in verdicts), default=0.0)
+    for do in ("refuse", "again"):
+        for each in verdicts:
+            if each.do == do:
+                return replace(each, predicted=predicted)
+    return Verdict("hold", predicted)
 
 
 def _seconds(rounds: Sequence[Round]) -> float:

@@ -1,0 +1,164 @@
+"""A shop in Python on both of two servers: files that rsync moves, and a PostgreSQL.
+
+Each order writes a row and a file.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon_stage import Load, free_ports
+from postgres_stage import PROGRAMS, USER
+from servers_stage import Server, Servers
+from stage_waiting import until
+
+HERE = Path(__file__).parent
+SITES = 64 << 20  # bytes of the disk that sites are on
+_AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--"]
+_SETTINGS = {
+    "wal_level": "logical",
+    "fsync": "off",
+    "shared_buffers": "16MB",
+    "wal_retrieve_retry_interval": "200ms",
+    "unix_socket_directories": "/srv/pg",
+}
+
+
+@dataclass
+class Shop:
+    """The shop, on both servers."""
+
+    servers: Servers
+    port: int  # of the database's listener
+    at: Server  # where it is
+
+    @classmethod
+    async def build(cls, servers: Servers, method: str, more: str = "") -> Shop:
+        """
+        :param method: how its database is moved.
+        :param more: what else is to be configured.
+        """
+        shop = cls(servers, free_ports(1)[0], servers.one)
+        for server in servers.both:
+            shop.furnish(server)
+        await shop.starts()
+        shop.psql(servers.one, "postgres", "CREATE DATABASE shop")
+        shop.psql(
+            servers.one,
+            "shop",
+            "CREATE TABLE orders (id serial PRIMARY KEY, number bigint NOT NULL)",
+        )
+        daemon = servers.daemon
+        daemon.configure(servers.nodes, shop.tables(method), more)
+        servers.one.run(*shop.service(servers.one, "start"))
+        await daemon.start()
+        return shop
+
+    def furnish(self, server: Server) -> None:
+        """A disk with a database server, and one for the site."""
+        disk = server.directory / "srv"
+        disk.mkdir()
+        server.run("mount", "--bind", str(disk), "/srv")
+        (disk / "pg").mkdir()
+        (disk / "www").mkdir()
+        server.run("mount", "-t", "tmpfs", "-o", f"size={SITES}", "tmpfs", "/srv/www")
+        if server.name == "one":
+            server.run("mkdir", "-p", "/srv/www/shop/orders")
+        shutil.chown(disk / "pg", USER, USER)
+        how = ["--no-sync", "--auth=trust", f"--username={USER}", "--encoding=UTF8"]
+        server.run(*_AS_USER, f"{PROGRAMS}/initdb", *how, "--pgdata=/srv/pg/data")
+        (disk / "pg/data/pg_hba.conf").write_text(
+            f"local all all trust\nhost all all {server.gateway}/24 trust\n"
+        )
+        self.start_database(server)
+
+    def start_database(self, server: Server) -> None:
+        settings = {**_SETTINGS, "listen_addresses": server.address}
+        words = [f"--{key}={value}" for key, value in settings.items()]
+        server.spawn(
+            *_AS_USER, f"{PROGRAMS}/postgres", "-D", "/srv/pg/data", *words, log="postgres.log"
+        )
+
+    async def starts(self) -> None:
+        for server in self.servers.both:
+            await self.database_runs(server)
+
+    async def database_runs(self, server: Server) -> None:
+        ready = server.inside([f"{PROGRAMS}/pg_isready", "-q", "-h", "/srv/pg"])
+        await until(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL")
+
+    def psql(self, server: Server, database: str, statement: str) -> str:
+        return server.run(
+            "psql", "-XAtq", "-h", "/srv/pg", "-U", USER, "-d", database, "-c", statement
+        )
+
+    def service(self, server: Server, act: str) -> list[str]:
+        conninfo = f"host={server.gateway} port={self.port} dbname=shop user={USER}"
+        app = [sys.executable, str(HERE / "shop_app.py"), "/srv/www/shop", server.address, "8000"]
+        words = [act, f"{server.directory}/shop.pid", "8000", *app, conninfo]
+        return [str(HERE / "service.sh"), *words]
+
+    def tables(self, method: str) -> str:
+        lines = [
+            "[filesystems.shop]",
+            'mover = "rsync"',
+            'node = "one"',
+            'on.one.path = "/srv/www/shop"',
+            'on.two.path = "/srv/www/shop"',
+            "[databases.shop]",
+            f'endpoint = "tcp:{self.port}"',
+            'protocol = "postgres"',
+            'mover = "postgres"',
+            'backend = "one"',
+            f'options.method = "{method}"',
+            "drain.grace = 0.1",
+            "[sites.shop]",
+            'hosts = ["blog.test"]',
+            'backend = "one"',
+            'filesystem = "shop"',
+            'uses = ["shop"]',
+        ]
+        for server in self.servers.both:
+            quoted = {act: str(self.service(server, act)).replace("'", '"') for act in _ACTS}
+            conninfo = f"host={server.address} user={USER} dbname=shop"
+            lines += [
+                f"[databases.shop.backends.{server.name}]",
+                f'server = "tcp://{server.address}:5432"',
+                f'node = "{server.name}"',
+                f"[databases.shop.backends.{server.name}.place]",
+                'database = "shop"',
+                'socket = "/srv/pg"',
+                f'conninfo = "{conninfo}"',
+                f"[sites.shop.backends.{server.name}]",
+                f'servers = ["http://{server.address}:8000"]',
+                f'node = "{server.name}"',
+                'health = { path = "/health", interval = "1s" }',
+                *(f"service.{act} = {words}" for act, words in quoted.items()),
+            ]
+        return "\n".join(lines)
+
+    def orders(self, server: Server) -> Counter[int]:
+        """The rows that are there, and how often."""
+        return Counter(map(int, self.psql(server, "shop", "SELECT number FROM orders").split()))
+
+    def files(self, server: Server) -> set[int]:
+        """The files that are there."""
+        return set(map(int, server.run("ls", "/srv/www/shop/orders").split()))
+
+
+_ACTS = ("start", "stop")
+
+
+async def passes(shop: Shop, load: Load, server: Server) -> None:
+    """Nothing has failed, and each order that was acknowledged is there once, row and file."""
+    result = await load.passes()
+    acknowledged = set(result.acknowledged())
+    orders = shop.orders(server)
+    assert acknowledged <= set(orders)
+    assert set(orders.values()) == {1}
+    assert acknowledged <= shop.files(server)
