@@ -20,9 +20,10 @@ from awesomeproxy.movers.interface import MoverError
 from awesomeproxy.registry.interface import Entry, RegistryError
 
 BEFORE_THE_HOLD = ("check", "presync")
-HELD = ("fence", "sync", "attach", "mount", "start", "verify")
+HELD = ("fence", "sync", "attach", "mount", "compare", "start")
 LINES = {step: f"{step} data" for step in (*BEFORE_THE_HOLD, *HELD)} | {
     "mount": "mount n2",
+    "compare": "verify data",
     "start": "start blog@two",
     "stop": "stop blog@two",
     "detach": "detach data",
@@ -72,8 +73,8 @@ async def test_everything_is_done_in_its_order() -> None:
     ledger = await migration(house).run()
     assert house.script.steps() == [
         *("check data", "presync data", *HOLDS),
-        *("stop blog@one", "fence data", "sync data", "attach data", "mount n2", "start blog@two"),
-        *(f"{DATA} holding n2", "blog holding two", "verify data"),
+        *("stop blog@one", "fence data", "sync data", "attach data", "mount n2"),
+        *("verify data", "start blog@two", f"{DATA} holding n2", "blog holding two"),
         *(f"{DATA} open n2", "blog open two", "clean data"),
     ]
     assert (ledger.outcome, ledger.bytes_moved) == ("done", 110)
@@ -187,7 +188,7 @@ async def test_a_target_that_never_gets_well_leads_back() -> None:
     for _ in range(10):
         house.reactor.advance(0.1)
     assert "two is ill" in str(await ends(running, "verify"))
-    undone(house, "verify")
+    undone(house, "start")
     await is_whole(house)
 
 
@@ -244,21 +245,20 @@ async def test_a_target_that_cannot_be_undone_keeps_the_source_waiting_for_a_mom
 ) -> None:
     """It is tried again when the source serves."""
     house = await a_house()
-    house.script.faults["verify"] = [MoverError("no")]
-    moving = migration(house)
+    house.script.faults["start blog@two"] = [MoverError("no")]
     told = Told()
-    told.at["verify"] = lambda: house.script.hangs.add(LINES[undo])
+    told.at["start"] = lambda: house.script.hangs.add(LINES[undo])
     moving = migration(house, told)
     running = Deferred.fromCoroutine(moving.run())
     house.reactor.advance(UNDO_TARGET - 0.1)
-    assert house.is_at("blog") == ["holding two"]
+    assert house.is_at("blog") == ["holding one"]
     house.reactor.advance(0.1)
     assert house.is_at("blog") == ["open one"]
     assert house.script.steps()[-1].startswith(undo)  # again
     house.script.hangs.clear()
     moving.stop("", leave=True)
     house.reactor.advance(LEAVE_IN)
-    await ends(running, "verify")
+    await ends(running, "start")
     assert house.script.steps()[-1] == "abandon data"
     await is_whole(house)
 
@@ -383,7 +383,7 @@ async def crashed(house: House, step: str) -> Entry:
     return entry
 
 
-@pytest.mark.parametrize("step", [*BEFORE_THE_HOLD, "hold", "drain", *HELD, "switch"])
+@pytest.mark.parametrize("step", [*BEFORE_THE_HOLD, "hold", "drain", *HELD, "switch", "verify"])
 @twisted_test
 async def test_what_a_crash_leaves_before_the_commit_is_undone(step: str) -> None:
     """Once it was held anything may have begun, whether or not that was written down."""
@@ -476,9 +476,11 @@ async def test_who_was_paused_before_is_paused_afterwards(fails: bool) -> None:
     """Also if the migration is rolled back; all the others go on."""
     house = await company(shop=Mode.HOLDING, news=Mode.HOLDING)
     if fails:
-        house.script.faults["verify"] = [MoverError("no")]
-    running = Deferred.fromCoroutine(migration(house, plan=COMPANY).run())
+        house.ill = {"two"}
+    running = Deferred.fromCoroutine(migration(house, plan=COMPANY, max_pause=100.0).run())
     if fails:
+        for _ in range(110):
+            house.reactor.advance(0.1)
         await ends(running, "verify")
     else:
         await running
