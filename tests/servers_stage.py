@@ -130,6 +130,12 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await until(lambda: not any(_command(pid) for pid in pids), f"the end of {name}")
+        for process in self.processes:
+            process.poll()  # reaped, or whoever is started next would find it alive
+
+    def runs(self, name: str) -> bool:
+        """Whether a process that is called so is there."""
+        return any(_command(pid) == name for pid in self.pids())
 
     def pids(self) -> list[int]:
         """Its processes."""
@@ -158,9 +164,10 @@ def _mounted_in(directory: Path) -> list[str]:
 
 
 def _command(pid: int) -> str:
-    """What a process is called; empty: it is gone."""
+    """What a process is called; empty: it is gone, though it may wait to be reaped."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")
+        return "" if rest[0] in "ZX" else head.partition(" (")[2]
     return ""
 
 

@@ -5,7 +5,6 @@ Each order writes a row and a file.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,11 +18,14 @@ from stage_waiting import until
 
 HERE = Path(__file__).parent
 SITES = 64 << 20  # bytes of the disk that sites are on
+DATABASES = 192 << 20  # and of the one that databases are on
 _AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--"]
 _SETTINGS = {
     "wal_level": "logical",
     "fsync": "off",
     "shared_buffers": "16MB",
+    "max_wal_size": "32MB",
+    "min_wal_size": "2MB",
     "wal_retrieve_retry_interval": "200ms",
     "unix_socket_directories": "/srv/pg",
 }
@@ -61,20 +63,17 @@ class Shop:
 
     def furnish(self, server: Server) -> None:
         """A disk with a database server, and one for the site."""
-        disk = server.directory / "srv"
-        disk.mkdir()
-        server.run("mount", "--bind", str(disk), "/srv")
-        (disk / "pg").mkdir()
-        (disk / "www").mkdir()
-        server.run("mount", "-t", "tmpfs", "-o", f"size={SITES}", "tmpfs", "/srv/www")
+        for at, size in (("/srv", DATABASES), ("/srv/www", SITES)):
+            server.run("mkdir", "-p", at)
+            server.run("mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", at)
+        server.run("install", "-d", "-o", USER, "/srv/pg")
         if server.name == "one":
             server.run("mkdir", "-p", "/srv/www/shop/orders")
-        shutil.chown(disk / "pg", USER, USER)
         how = ["--no-sync", "--auth=trust", f"--username={USER}", "--encoding=UTF8"]
-        server.run(*_AS_USER, f"{PROGRAMS}/initdb", *how, "--pgdata=/srv/pg/data")
-        (disk / "pg/data/pg_hba.conf").write_text(
-            f"local all all trust\nhost all all {server.gateway}/24 trust\n"
-        )
+        how += ["--wal-segsize=1", "--pgdata=/srv/pg/data"]
+        server.run(*_AS_USER, f"{PROGRAMS}/initdb", *how)
+        rule = f"host all all {server.gateway}/24 trust"
+        server.run("sh", "-c", f"echo '{rule}' >>/srv/pg/data/pg_hba.conf")
         self.start_database(server)
 
     def start_database(self, server: Server) -> None:
