@@ -44,6 +44,9 @@ _MS_PRIVATE = 1 << 18
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _CLONE_NEWNS = 0x20000
 
+# A line of /proc/PID/maps: its addresses, if what is written there is written to a file.
+_SHARED = re.compile(rb"^(\S+) ...s \S+ \S+ \S+ +/", re.MULTILINE)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -428,10 +431,8 @@ def _links(pid: int) -> Iterator[bytes]:
     yield from (base + b"/cwd", base + b"/root")
     with contextlib.suppress(OSError):
         yield from (base + b"/fd/" + name for name in os.listdir(base + b"/fd"))
-    for line in _read(base + b"/maps").splitlines():
-        fields = line.split(b" ", 5)
-        if fields[1].endswith(b"s") and fields[-1].lstrip().startswith(b"/"):
-            yield base + b"/map_files/" + fields[0]
+    for addresses in _SHARED.findall(_read(base + b"/maps")):
+        yield base + b"/map_files/" + addresses
 
 
 # The kernel
