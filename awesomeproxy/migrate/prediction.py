@@ -16,6 +16,7 @@ from typing import Literal
 MOST_ROUNDS = 20
 SHARE = 0.6  # of the pause that the last round may be predicted to take; the rest is for surprises
 GAIN = 0.8  # a round that leaves more than so much of what the one before left gains nothing
+SHORT = 0.5  # seconds: what no round is made for any more
 PATIENCE = 3  # rounds without a gain that are enough
 
 
@@ -45,7 +46,9 @@ def predict(rounds: Sequence[Round], max_pause: float) -> Verdict:
     last = rounds[-1]
     seconds = _seconds(rounds)
     if seconds <= max_pause * SHARE:
-        return Verdict("hold", seconds)
+        # As much is written in the next round as in this one, second for second.
+        pays = SHORT < seconds < GAIN * last.seconds and len(rounds) < MOST_ROUNDS
+        return Verdict("again" if pays else "hold", seconds)
     fruitless = [after.pending > GAIN * before.pending for before, after in pairwise(rounds)]
     if len(rounds) >= MOST_ROUNDS or (len(fruitless) >= PATIENCE and all(fruitless[-PATIENCE:])):
         return Verdict(
