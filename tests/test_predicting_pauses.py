@@ -9,7 +9,8 @@ MB = 1_000_000
 
 def test_rounds_go_on_while_they_pay() -> None:
     """5 MB a second are written, 50 are carried: the pause is to be short, not only to fit."""
-    left, rounds = 1000 * MB, []
+    left = 1000 * MB
+    rounds: list[Round] = []
     while not rounds or predict(rounds, 100.0).do == "again":
         seconds = 0.2 + left / (50 * MB)
         rounds.append(Round(left, seconds, int(seconds * 5 * MB)))
