@@ -42,7 +42,8 @@ lint: $(VENV)/.lint
 	MYPYPATH=tests $(BIN)/mypy --allow-untyped-decorators tests
 
 bench: $(VENV)/.bench
-	@.ci/packages haproxy:haproxy caddy:caddy nginx:nginx-light wrk:wrk h2load:nghttp2-client
+	@.ci/packages haproxy:haproxy caddy:caddy nginx:nginx-light wrk:wrk h2load:nghttp2-client \
+	    rsync:rsync sshd:openssh-server zfs-fuse:zfs-fuse unshare:util-linux mount:mount
 	@mkdir -p out
 	$(BIN)/python -m bench --json out/bench.json $(ARGS)
 

@@ -79,6 +79,8 @@ def main() -> int:
         others = sorted({p.removesuffix("-file") for p in proxies} & {"haproxy", "caddy"})
         if H2LOAD & set(figures):
             others.append("h2load")
+        for figure in set(figures) & set(moving.TOOLS):
+            others += moving.TOOLS[figure]
         require("wrk", "nginx", "taskset", "setpriv", *others)
         prepare()
         if core_of("proxy") == core_of("load"):

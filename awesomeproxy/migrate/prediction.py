@@ -8,6 +8,7 @@ because the site writes faster than its data can be carried, no pause is begun a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,6 +17,8 @@ from typing import Literal
 MOST_ROUNDS = 20
 SHARE = 0.6  # of the pause that the last round may be predicted to take; the rest is for surprises
 GAIN = 0.8  # a round that leaves more than so much of what the one before left gains nothing
+SHORT = 0.5  # seconds: what no round is made for any more
+PAYS = 0.5  # of a round's time, that the next one has to stay below to be made for a short pause
 PATIENCE = 3  # rounds without a gain that are enough
 
 
@@ -45,7 +48,9 @@ def predict(rounds: Sequence[Round], max_pause: float) -> Verdict:
     last = rounds[-1]
     seconds = _seconds(rounds)
     if seconds <= max_pause * SHARE:
-        return Verdict("hold", seconds)
+        # As much is written in the next round as in this one, second for second.
+        pays = SHORT < last.pending / _rate(rounds) < PAYS * last.seconds
+        return Verdict("again" if pays and len(rounds) < MOST_ROUNDS else "hold", seconds)
     fruitless = [after.pending > GAIN * before.pending for before, after in pairwise(rounds)]
     if len(rounds) >= MOST_ROUNDS or (len(fruitless) >= PATIENCE and all(fruitless[-PATIENCE:])):
         return Verdict(
@@ -79,9 +84,11 @@ def _seconds(rounds: Sequence[Round]) -> float:
     A round has a part that does not depend on the amount, which is what the shortest one
     took at the most; and a rate, which only a round that was long enough tells.
     """
-    last = rounds[-1]
     fixed = min(each.seconds for each in rounds)
+    return max(fixed, rounds[-1].pending / _rate(rounds))
+
+
+def _rate(rounds: Sequence[Round]) -> float:
+    """Bytes a second that can be carried; infinite if no round tells."""
     rates = [each.size / each.seconds for each in rounds if each.size and each.seconds > 0]
-    if not last.pending or not rates:
-        return fixed
-    return max(fixed, last.pending / max(rates))
+    return max(rates, default=math.inf)

@@ -44,6 +44,9 @@ _MS_PRIVATE = 1 << 18
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _CLONE_NEWNS = 0x20000
 
+# A line of /proc/PID/maps: its addresses, if what is written there is written to a file.
+_SHARED = re.compile(rb"^(\S+) ...s \S+ \S+ \S+ +/", re.MULTILINE)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -97,9 +100,9 @@ def survey(path: bytes) -> dict[str, Any]:
 def close(path: bytes, migration: str, name: str, how: str) -> None:
     """Close it, for a filesystem's migration; what ran there for its movers is killed.
 
-    :param how: ``make`` the directory if it is not there, ``keep`` what is there, or close it
-        ``again``: only if it was this migration that closed it last.  ``still`` is like ``keep``,
-        but nobody is looked for if the same migration has closed it, and no layer is missing.
+    :param how: ``keep`` what is there, or close it ``again``: only if it was this migration that
+        closed it last.  With ``still``, or ``make``, which makes the directory if it is not
+        there, nobody is looked for if this migration has closed it and no layer is missing.
     :raise OSError: somebody holds it open, or it cannot be done.
     """
     if how == "again" and not closed_by(path, migration):
@@ -109,7 +112,11 @@ def close(path: bytes, migration: str, name: str, how: str) -> None:
     path = os.path.realpath(path)
     tree = _tree(path, _mounts())
     stands = _marked(path, CLOSED, migration)
-    if how == "still" and stands and not _everywhere(lambda proc: _lay(tree, proc), set()):
+    if (
+        how in ("still", "make")
+        and stands
+        and not _everywhere(lambda proc: _lay(tree, proc), set())
+    ):
         return
     _mark(path, {NAME: name, MIGRATION: migration, CLOSED: ""})
     own = f"{OWN}={name}".encode()
@@ -148,6 +155,16 @@ def open_again(path: bytes, migration: str) -> bool:
 
 def ready(path: bytes) -> None:
     """Do nothing: who can say so does not have to be started any more."""
+
+
+def flush(path: bytes) -> None:
+    """Have all of its filesystem on the disk."""
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(file) < 0:
+            raise OSError(f"{os.fsdecode(path)}: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(file)
 
 
 def closed_by(path: bytes, migration: str) -> bool:
@@ -428,10 +445,8 @@ def _links(pid: int) -> Iterator[bytes]:
     yield from (base + b"/cwd", base + b"/root")
     with contextlib.suppress(OSError):
         yield from (base + b"/fd/" + name for name in os.listdir(base + b"/fd"))
-    for line in _read(base + b"/maps").splitlines():
-        fields = line.split(b" ", 5)
-        if fields[1].endswith(b"s") and fields[-1].lstrip().startswith(b"/"):
-            yield base + b"/map_files/" + fields[0]
+    for addresses in _SHARED.findall(_read(base + b"/maps")):
+        yield base + b"/map_files/" + addresses
 
 
 # The kernel
@@ -468,5 +483,6 @@ def answer_to(act: str, path: str, *how: str) -> Any:
         "close": close,
         "open": open_again,
         "ready": ready,
+        "flush": flush,
     }
     return acts[act](os.fsencode(path), *how)

@@ -170,7 +170,7 @@ class Rsync:
         )
 
     async def presync(self, progress: Progress) -> int:
-        return await self._carry(progress, patient=True)
+        return await self._carry(progress)
 
     async def fence(self) -> None:
         await self._close(self._source)
@@ -179,9 +179,7 @@ class Rsync:
         await self._open(self._source)
 
     async def sync(self, progress: Progress) -> int:
-        # Its node may have been started anew meanwhile.
-        await self._close(self._source, "still")
-        return await self._carry(progress, checksum=self._options.verify == "checksum")
+        return await self._carry(progress, last=True, checksum=self._options.verify == "checksum")
 
     async def attach(self) -> None:
         if not await self._open(self._target):
@@ -214,9 +212,12 @@ class Rsync:
     # Carrying
 
     async def _carry(
-        self, progress: Progress, *, patient: bool = False, checksum: bool = False
+        self, progress: Progress, *, last: bool = False, checksum: bool = False
     ) -> int:
-        await self._close(self._target, "make")
+        closing = [self._close(self._target, "make")]
+        if last:  # its node may have been started anew meanwhile
+            closing.append(self._close(self._source, "still"))
+        await together(closing)
         how = ["--stats", "--info=progress2", "--partial"]
         if checksum:
             how.append("--checksum")
@@ -235,8 +236,8 @@ class Rsync:
                 most = int(done[-1])
                 progress(most)
 
-        said = await self._rsync(*how, patient=patient, writes=True, heard=heard)
-        await self._run(self._target.shell, "sync", "-f", self._target.settings.path, time=LONGEST)
+        said = await self._rsync(*how, patient=not last, writes=True, heard=heard)
+        await self._closing(self._target, "flush", time=LONGEST)
         return _figure("Total bytes received" if self._pulls else "Total bytes sent", said)
 
     @property

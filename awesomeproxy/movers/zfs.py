@@ -24,6 +24,7 @@ alone what may be somebody else's.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from zope.interface import implementer
 
 from awesomeproxy.addresses import absolute_path, text_of
+from awesomeproxy.migrate.carriage import together
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.movers.trying import explained
@@ -161,20 +163,19 @@ class Zfs:
         """See :class:`IMover`."""
         with explained():
             resumed = await self._pair.resume(progress)
-            return resumed + await self._pair.round(lambda size: progress(resumed + size))
+            return resumed + await self._pair.round(lambda size: progress(resumed + size), True)
 
     async def fence(self) -> None:
         """See :class:`IMover`."""
         with explained():
-            source, _ = await self._pair.looks()
-            await self._source.set_mark("fenced", str(self.job.migration))
-            await self._close(source)
+            source = await self._pair.look()
+            await self._close(source, self._source.marking("fenced", str(self.job.migration)))
 
-    async def _close(self, source: Look) -> None:
-        """Let nothing write to the source."""
+    async def _close(self, source: Look, *first: list[str]) -> None:
+        """Let nothing write to the source; run these commands before."""
         path = self.job.source.settings.path
         try:
-            await self._source.close(path, source.mounted)
+            await self._source.close(path, source.mounted, *first)
         except ShellError as problem:
             who = await users(self._source.shell, path, writers=True)
             raise MoverError(
@@ -202,16 +203,19 @@ class Zfs:
             path = self.job.target.settings.path
             if target is None or not shared(source, target):
                 raise MoverError(f"nothing has come to {self._target} yet; sync it first")
+            first = []
             if not self._noted(target, "attached"):
                 await self._pair.base(source, target)
                 note = f"{self.job.migration} {target.properties['canmount']}"
-                await self._target.set_mark("attached", note)
+                first.append(self._target.marking("attached", note))
             if not target.mounted:
-                await self._target.set_mark("made", "")  # from now on there is something in it
-                await self._target.set("mountpoint", os.path.normpath(path))
-                # While it is not mounted: old versions remount for it.
-                await self._target.set("canmount", source.properties["canmount"])
-            await self._target.open(path, target.mounted)
+                first += [
+                    self._target.marking("made", ""),  # from now on there is something in it
+                    self._target.setting("mountpoint", os.path.normpath(path)),
+                    # While it is not mounted: old versions remount for it.
+                    self._target.setting("canmount", source.properties["canmount"]),
+                ]
+            await self._target.open(path, target.mounted, *first)
 
     async def detach(self) -> None:
         """See :class:`IMover`."""
@@ -240,12 +244,13 @@ class Zfs:
                 raise MoverError(
                     f"{self._target} does not have the last snapshot of {self._source}; sync it"
                 )
-            for dataset in (self._source, self._target):
-                if await dataset.changed_since(last[0].label):
-                    raise MoverError(
-                        f"{dataset} has been written to (or read, with atime=on) since "
-                        f"@{last[0].label}; see who does that: nobody may use it yet"
-                    )
+            datasets = (self._source, self._target)
+            changed = await together([each.changed_since(last[0].label) for each in datasets])
+            for dataset in itertools.compress(datasets, changed):
+                raise MoverError(
+                    f"{dataset} has been written to (or read, with atime=on) since "
+                    f"@{last[0].label}; see who does that: nobody may use it yet"
+                )
 
     async def clean(self) -> None:
         """See :class:`IMover`."""

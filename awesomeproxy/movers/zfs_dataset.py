@@ -7,6 +7,8 @@ it is there: a version of 2010 (zfs-fuse) and one of today can be the two ends o
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,6 +79,7 @@ class Dataset:
         self._reactor = reactor
         self.shell = shell
         self.name = name
+        self._flags: dict[str, str] = {}
 
     def __str__(self) -> str:
         return f"{self.name} on {self.shell.reach.name}"
@@ -85,6 +88,13 @@ class Dataset:
         """What a ``zfs`` command prints; it is tried again while something is busy."""
         command = partial(self.shell.run, "zfs", *words, env={"LC_ALL": "C"})
         return await while_busy(self._reactor, command, patience)
+
+    async def all(self, *commands: Sequence[str], patience: float = BUSY) -> None:
+        """Run commands, one after the other; all are tried again while something is busy."""
+        # Where the other end of an ssh is gone, nobody takes the lines between, which ends it.
+        script = " && echo && ".join(shlex.join(each) for each in commands)
+        command = partial(self.shell.run, "sh", "-c", script, env={"LC_ALL": "C"})
+        await while_busy(self._reactor, command, patience)
 
     async def look(self) -> Look | None:
         """What is there; None: nothing."""
@@ -123,47 +133,50 @@ class Dataset:
 
     async def set_mark(self, name: str, value: str) -> None:
         """Note something at it; an empty value takes the note away."""
+        await self.all(self.marking(name, value))
+
+    def marking(self, name: str, value: str) -> list[str]:
+        """The command that does so."""
         if value:
-            await self.set(f"{_MARK}{name}", value)
-        else:
-            await self.zfs("inherit", f"{_MARK}{name}", self.name)
+            return self.setting(f"{_MARK}{name}", value)
+        return ["zfs", "inherit", f"{_MARK}{name}", self.name]
 
     async def set(self, key: str, value: str) -> None:
         """Set a property."""
-        await self.zfs("set", f"{key}={value}", self.name)
+        await self.all(self.setting(key, value))
 
-    async def close(self, path: str, mounted: bool) -> None:
+    def setting(self, key: str, value: str) -> list[str]:
+        """The command that does so."""
+        return ["zfs", "set", f"{key}={value}", self.name]
+
+    async def close(self, path: str, mounted: bool, *first: Sequence[str]) -> None:
         """Let nothing write to it, now and when it is mounted anew; it can be read at ``path``.
 
         :param mounted: whether it is.
+        :param first: commands that are run before.
         :raise ShellError: somebody has files open for writing.
         """
+        closed = self.setting("readonly", "on")
         if mounted:
-            await self._remount("ro", path)
-        await self.set("readonly", "on")
-        if not mounted:
-            await self.zfs("mount", "-o", "ro", self.name)
+            await self.all(*first, _remounting("ro", path), closed, patience=CLOSING)
+        else:
+            await self.all(*first, closed, ["zfs", "mount", "-o", "ro", self.name])
 
-    async def open(self, path: str, mounted: bool) -> None:
+    async def open(self, path: str, mounted: bool, *first: Sequence[str]) -> None:
         """Have it mounted, and let it be written to.
 
         :param mounted: whether it is.
+        :param first: commands that are run before.
         """
-        await self.set("readonly", "off")
+        opened = self.setting("readonly", "off")
         if mounted:
-            await self._remount("rw", path)
+            await self.all(*first, opened, _remounting("rw", path), patience=CLOSING)
         else:
-            await self.zfs("mount", self.name)
+            await self.all(*first, opened, ["zfs", "mount", self.name])
 
     async def unmount(self) -> None:
         """Unmount it.  It is never forced: that would break who uses it."""
         await self.zfs("unmount", self.name, patience=CLOSING)
-
-    async def _remount(self, how: str, path: str) -> None:
-        # By the kernel alone: zfs-fuse knows nothing of it, and is asked for nothing.
-        words = ("mount", "-i", "-o", f"remount,{how}", path)
-        remount = partial(self.shell.run, *words, env={"LC_ALL": "C"})
-        await while_busy(self._reactor, remount, CLOSING)
 
     async def take(self, label: str) -> None:
         """Take a snapshot."""
@@ -197,6 +210,14 @@ class Dataset:
 
     async def flags(self, command: str) -> str:
         """The flags that a ``zfs`` command says it has, a letter each."""
+        if command in self._flags:
+            return self._flags[command]
         usage = await self.shell.run("sh", "-c", 'zfs "$1" 2>&1; true', "sh", command)
         resumes = "t" if "receive_resume_token" in usage else ""  # it stands by itself
-        return "".join(re.findall(r"\[-([A-Za-z]+)\]", usage)) + resumes
+        self._flags[command] = "".join(re.findall(r"\[-([A-Za-z]+)\]", usage)) + resumes
+        return self._flags[command]
+
+
+def _remounting(how: str, path: str) -> list[str]:
+    # By the kernel alone: zfs-fuse knows nothing of it, and is asked for nothing.
+    return ["mount", "-i", "-o", f"remount,{how}", path]

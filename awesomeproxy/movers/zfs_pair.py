@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 
+from awesomeproxy.migrate.carriage import together
 from awesomeproxy.movers.interface import Job, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.movers.trying import LONG, while_busy
@@ -33,10 +34,20 @@ class Pair:
 
         :raise MoverError: there is no source.
         """
-        source = await self.source.look()
+        source, target = await together([self.source.look(), self.target.look()])
+        return self._there(source), target
+
+    async def look(self) -> Look:
+        """The source as it is now.
+
+        :raise MoverError: there is none.
+        """
+        return self._there(await self.source.look())
+
+    def _there(self, source: Look | None) -> Look:
         if source is None:
             raise MoverError(f"{self.source} is gone; see what has become of it")
-        return source, await self.target.look()
+        return source
 
     async def base(self, source: Look, target: Look | None) -> Snapshot | None:
         """The snapshot that both have, for a stream to begin at; None: all has to be sent.
@@ -92,8 +103,11 @@ class Pair:
                 f"{self.target} cannot be unmounted: {who or problem} uses {path}; end that"
             ) from None
 
-    async def round(self, progress: Progress) -> int:
-        """Carry what has changed since the last snapshot in common."""
+    async def round(self, progress: Progress, last: bool = False) -> int:
+        """Carry what has changed since the last snapshot in common.
+
+        :param last: there are no more; the older snapshots are left for later.
+        """
         source, target = await self.looks()
         base = await self.base(source, target)
         if target is None:
@@ -115,13 +129,14 @@ class Pair:
         size = await self._stream(
             [*compressed, *begin, f"{self.source.name}@{label}"], over, progress
         )
-        await self.thin(*await self.looks())
+        if not last:
+            await self.thin(*await self.looks())
         return size
 
     async def _stream(self, sent: list[str], taken: list[str], progress: Progress) -> int:
-        able = await self.target.flags("receive")
+        able, sends = await together([self.target.flags("receive"), self.source.flags("send")])
         # Not mounted, and so that what has come of a broken stream is kept, where it can be.
-        kept = "s" in able and "t" in await self.source.flags("send")
+        kept = "s" in able and "t" in sends
         taken = [*(["-u"] if "u" in able else []), *(["-s"] if kept else []), *taken]
         sender, taker = self.source.shell, self.target.shell
         to = ["zfs", "receive", *taken, self.target.name]
