@@ -470,6 +470,9 @@ class Node:
             [check(self.plane, server, asked.health, host, timeout) for server in servers],
             consumeErrors=True,
         )
+        for server, (success, _) in zip(servers, results, strict=True):
+            if success:  # or held requests would wait for its health to rise in its own time
+                server.recover()
         if not any(success for success, _ in results):
             why = "; ".join(
                 f"{server}: {getattr(failure, 'value', failure)}"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from daemon_stage import Stage, a_stage, reactor, site, twisted_fixture, twisted_test
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.engine import Migration, RolledBack
@@ -373,3 +373,21 @@ async def test_a_daemon_ends_what_it_finds_in_the_journal(stage: Stage, committe
     assert (await daemon.get("/")).text == f"{place} /"
     assert (await daemon.site())["by"] == "recovery after a crash"
     assert "migration from one to two was cut off" in daemon.log
+
+
+@twisted_test
+async def test_a_target_that_was_not_well_serves_as_soon_as_it_is(stage: Stage) -> None:
+    """A service that only the migration starts was found wanting until then; nobody waits on."""
+    one, two = stage.two()
+    two.healthy = False
+    daemon = stage.daemon()
+    often = '"100ms", rise = 1'
+    tables = site("blog", one, two, health=True)
+    assert tables.count(often) == 2
+    daemon.configure(tables.replace(often, '"3s", rise = 9'))
+    await daemon.start()
+    while (await daemon.site())["backends"]["two"][two.url] == "up":
+        await deferLater(reactor, 0.05)
+    two.healthy = True
+    await daemon.ask("migrate", site="blog", to="two")
+    assert (await daemon.get("/")).text == "two /"

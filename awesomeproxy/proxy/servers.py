@@ -105,6 +105,13 @@ class LiveServer:
             preface=preface,
         )
 
+    def recover(self) -> None:
+        """It has been asked, out of turn, and is well: what was known against it is over."""
+        self.healthy = True
+        self.trouble = ""
+        self.fails = 0
+        self.down_until = 0.0
+
     def usable(self, now: float) -> bool:
         """Whether it should be given requests."""
         return self.healthy and self.down_until <= now
