@@ -540,7 +540,8 @@ def test_a_fine_file_is_called_fine(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["check", str(path)]) == 0
     assert capsys.readouterr().out == f"{path}: fine: 1 site, 1 listener\n"
     assert main(["check", str(path), "--json"]) == 0
-    answer = {"file": str(path), "problems": [], "warnings": [], "sites": 1, "listeners": 1}
+    counts = {"sites": 1, "databases": 0, "filesystems": 0, "listeners": 1}
+    answer = {"file": str(path), "problems": [], "warnings": []} | counts
     assert json.loads(capsys.readouterr().out) == answer
 
 

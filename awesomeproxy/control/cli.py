@@ -156,7 +156,12 @@ def _check(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {"file": args.file, "problems": [], "warnings": []}
     try:
         settings = config.load(args.file)
-        result |= {"sites": len(settings.sites), "listeners": len(settings.listen)}
+        result |= {
+            "sites": len(settings.sites),
+            "databases": len(settings.databases),
+            "filesystems": len(settings.filesystems),
+            "listeners": len(settings.listen),
+        }
         result["warnings"] = [f"{args.file}: {doubt}" for doubt in checking.doubts(settings)]
     except config.ConfigError as error:
         result["problems"] = list(error.problems)

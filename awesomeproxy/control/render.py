@@ -15,7 +15,7 @@ from awesomeproxy.control.text import Style, clean, duration, pairs, size, table
 
 Json = Mapping[str, Any]
 
-_CHECKED = ("sites", "listeners")
+_CHECKED = ("sites", "databases", "filesystems", "listeners")
 _COLUMNS = (
     "SITE",
     "STATE",
@@ -140,7 +140,8 @@ def check(result: Json, style: Style) -> str:
     """What is wrong with a configuration file, a line each; or that nothing is, and what is odd."""
     if result["problems"]:
         return "\n".join(map(clean, result["problems"]))
-    counts = (f"{result[what]} {what[: -1 if result[what] == 1 else None]}" for what in _CHECKED)
+    numbers = {what: result[what] for what in _CHECKED if result[what]}
+    counts = (f"{count} {what[: -1 if count == 1 else None]}" for what, count in numbers.items())
     lines = [style.paint(clean(warning), "yellow") for warning in result["warnings"]]
     told = {0: "fine", 1: "fine, with a warning"}.get(len(lines), "fine, with warnings")
     return "\n".join([clean(f"{result['file']}: {told}: {', '.join(counts)}"), *lines])
