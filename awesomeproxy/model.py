@@ -279,7 +279,7 @@ class Database:
     timeouts: DatabaseTimeouts = DatabaseTimeouts()
     retry: DatabaseRetry = DatabaseRetry()
     drain: DatabaseDrain = DatabaseDrain()
-    max_connections: int = 1000  # more wait at the gate
+    max_connections: int = 90  # more wait at the gate; the default of PostgreSQL is 100
     via: Literal["", "pgbouncer"] = ""  # what its clients connect through
     pgbouncer: PgBouncer | None = None
     filesystem: str = ""  # what it lives in, if its files are moved

@@ -197,13 +197,14 @@ class Residence:
             other = self.conflicts.get(name)
             conflict = f"it is mounted on {other} as well" if other else ""
             moving = self._host.moving(FILESYSTEM + name)
+            well = "mounted" if self._filesystems[name].mount_point else "there"
             found.append(
                 {
                     "name": name,
                     "mover": self._filesystems[name].mover,
                     "node": where.backend,
                     "generation": where.generation,
-                    "state": "moving" if moving else self._not_there(name, where) or "mounted",
+                    "state": "moving" if moving else self._not_there(name, where) or well,
                     "trouble": conflict,
                 }
             )

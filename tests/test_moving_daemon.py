@@ -140,7 +140,7 @@ class House:
         """Placement, filesystem, service and the files themselves agree."""
         status = await self.daemon.ask("status")
         (data,) = status["filesystems"]
-        assert (data["node"], data["state"], data["trouble"]) == (SIDES[side], "mounted", "")
+        assert (data["node"], data["state"], data["trouble"]) == (SIDES[side], "there", "")
         assert status["sites"][0]["backend"] == side
         assert self.running() == {side}
         (other,) = SIDES.keys() - {side}

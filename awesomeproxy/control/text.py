@@ -27,6 +27,7 @@ _STATES = {
     "draining": "yellow",
     "releasing": "yellow",
     "mounted": "green",
+    "there": "green",
     "moving": "yellow",
 }
 
