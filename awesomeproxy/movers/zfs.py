@@ -205,16 +205,23 @@ class Zfs:
                 raise MoverError(f"nothing has come to {self._target} yet; sync it first")
             first = []
             if not self._noted(target, "attached"):
-                await self._pair.base(source, target)
+                # What has just come is as it came: it could only be read.
+                fresh = target.snapshots[-1].label.startswith(self._pair.mine)
+                closed = not target.mounted and target.properties["readonly"] == "on"
+                await self._pair.base(source, target, safe=fresh and closed)
                 note = f"{self.job.migration} {target.properties['canmount']}"
                 first.append(self._target.marking("attached", note))
             if not target.mounted:
-                first += [
-                    self._target.marking("made", ""),  # from now on there is something in it
-                    self._target.setting("mountpoint", os.path.normpath(path)),
-                    # While it is not mounted: old versions remount for it.
-                    self._target.setting("canmount", source.properties["canmount"]),
-                ]
+                if "made" in target.marks:  # from now on there is something in it
+                    first.append(self._target.marking("made", ""))
+                # While it is not mounted: old versions remount for it.
+                wanted = {
+                    "mountpoint": os.path.normpath(path),
+                    "canmount": source.properties["canmount"],
+                }
+                for key, value in wanted.items():
+                    if target.properties[key] != value:
+                        first.append(self._target.setting(key, value))
             await self._target.open(path, target.mounted, *first)
 
     async def detach(self) -> None:

@@ -59,13 +59,15 @@ _LOOKED_AT = (
     "type,guid,createtxg,used,referenced,available,mounted,readonly,canmount,mountpoint,"
     f"{_MARK}made,{_MARK}fenced,{_MARK}attached"
 )
-# $1, $2: a filesystem, and the label of a snapshot of it.  Prints how much was written since,
-# if this version tells; else how long a stream from there to now is.  What is left of an
-# earlier look goes first.
+# $1, $2: a filesystem, and the label of a snapshot of it; $3: "old", if this version is known not
+# to tell how much was written since.  Prints that, or how long a stream from there to now is.
+# What an earlier look has left is in the way, and goes.
 _CHANGED = f"""
-written=$(zfs get -Hp -o value "written@$2" "$1" 2>/dev/null) && echo written "$written" && exit
-zfs destroy "$1@{_PROBE}" 2>/dev/null
-zfs snapshot "$1@{_PROBE}" || exit
+if [ "$3" != old ]; then
+    written=$(zfs get -Hp -o value "written@$2" "$1" 2>/dev/null) && echo written "$written" && exit
+fi
+zfs snapshot "$1@{_PROBE}" 2>/dev/null ||
+    {{ zfs destroy "$1@{_PROBE}" 2>/dev/null; zfs snapshot "$1@{_PROBE}" || exit; }}
 echo stream "$(zfs send -i "@$2" "$1@{_PROBE}" | head -c 4096 | wc -c)"
 zfs destroy "$1@{_PROBE}"
 """
@@ -80,6 +82,7 @@ class Dataset:
         self.shell = shell
         self.name = name
         self._flags: dict[str, str] = {}
+        self._age = ""
 
     def __str__(self) -> str:
         return f"{self.name} on {self.shell.reach.name}"
@@ -205,7 +208,9 @@ class Dataset:
         """Whether anything has been written since its snapshot ``label``."""
         # The property ``written`` is not there before pool version 5000; but what ``send``
         # would send tells it as well.
-        printed = await self.shell.run("sh", "-c", _CHANGED, "sh", self.name, label)
+        printed = await self.shell.run("sh", "-c", _CHANGED, "sh", self.name, label, self._age)
+        if printed.startswith("stream"):
+            self._age = "old"
         return printed.split() not in _UNCHANGED
 
     async def flags(self, command: str) -> str:

@@ -49,8 +49,12 @@ class Pair:
             raise MoverError(f"{self.source} is gone; see what has become of it")
         return source
 
-    async def base(self, source: Look, target: Look | None) -> Snapshot | None:
+    async def base(
+        self, source: Look, target: Look | None, *, safe: bool = False
+    ) -> Snapshot | None:
         """The snapshot that both have, for a stream to begin at; None: all has to be sent.
+
+        :param safe: nothing can have been written to the target since, or it will be noticed.
 
         :raise MoverError: the target is none: it has something else in it, or something more.
         """
@@ -80,7 +84,7 @@ class Pair:
                 f"{self.target} has the snapshot @{newest.label}, which is newer than the last "
                 f"that {self.source} has, too; {remedy}{there} (and take none there by a timer)"
             )
-        if await self.target.changed_since(newest.label):
+        if not safe and await self.target.changed_since(newest.label):
             raise MoverError(
                 f"{self.target} has been written to since @{newest.label}, the last snapshot in "
                 f"common with {self.source}; {remedy}{newest.label}"
@@ -109,7 +113,7 @@ class Pair:
         :param last: there are no more; the older snapshots are left for later.
         """
         source, target = await self.looks()
-        base = await self.base(source, target)
+        base = await self.base(source, target, safe=last)  # zfs receive refuses it as well
         if target is None:
             path = os.path.normpath(self._job.target.settings.path)
             await self.target.zfs(
@@ -160,6 +164,8 @@ class Pair:
 
     async def _token(self) -> str:
         """What the sender has to be told to go on; empty: there is nothing to go on with."""
+        if "s" not in await self.target.flags("receive"):
+            return ""
         words = ("get", "-H", "-o", "value", "receive_resume_token", self.target.name)
         try:
             token = (await self.target.zfs(*words)).strip()
