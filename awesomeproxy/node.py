@@ -9,8 +9,6 @@ that is not written down, and whoever loses a race is told who has won it.
 from __future__ import annotations
 
 import os
-import resource
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -34,6 +32,7 @@ from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.certifying import Certifying
 from awesomeproxy.checking import unverified
 from awesomeproxy.composing import compose, misplaced
+from awesomeproxy.files import RESERVED, affordable, open_files
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.recovery import recover
@@ -59,10 +58,10 @@ from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.reloading import differences
 from awesomeproxy.residence import Residence
+from awesomeproxy.watching import Watching
 
 log = Logger()
 
-RESERVED = 64  # open files that are not for traffic: whatever comes, operators are answered
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
 
@@ -96,8 +95,7 @@ class Node:
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
         self._on_change: Happenings[str] = Happenings(reactor)
-        self._watchers: dict[object, Callable[[dict[str, Any]], None]] = {}
-        self._states: dict[str, str] = {}
+        self.watching = Watching(self._everything)
         self._control: IListeningPort | None = None
         self._definitions = DeferredLock()
         self.pauses = Pauses(self, settings.name)
@@ -281,7 +279,7 @@ class Node:
         self.sites.pop(name, None)
         self.plane.remove(name)
         self.keeper.undefine(name)
-        self._states.pop(name, None)
+        self.watching.forget(name)
         self.pauses.forget_expiry(name)
         self.tell_changed(name)
         self.emit(event="removed", site=name)
@@ -552,65 +550,20 @@ class Node:
 
     # Watching
 
-    def watch(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-        """Have ``callback`` called with every event; return what ends that."""
-        if not self._watchers:  # nobody has kept it up to date
-            self._states = {name: self.observed(name).state for name in self.sites}
-        key = object()
-        self._watchers[key] = callback
-        return lambda: self._watchers.pop(key, None) and None
-
     def emit(self, **event: Any) -> None:
         """Tell everybody who watches."""
-        if self._watchers:
-            event["time"] = round(time.time(), 6)
-            for callback in list(self._watchers.values()):
-                callback(event)
+        self.watching.emit(**event)
+
+    def _everything(self) -> list[Observed]:
+        names = (*self.sites, *(DATABASE + name for name in self.databases))
+        return [self.observed(name) for name in names]
 
     def _changed(self, name: str) -> None:
         self._on_change.fire(name)
-        if not self._watchers:
-            return
-        observed = self.plane.observed(name)
-        if observed is None or self._states.get(name) == observed.state:
-            return
-        self._states[name] = observed.state
-        self.emit(
-            event="state",
-            site=name,
-            state=observed.state,
-            generation=observed.generation,
-            backend=observed.backend,
-            held=observed.held,
-            in_flight=observed.in_flight,
-            trouble=observed.trouble,
-        )
+        if self.watching and (observed := self.plane.observed(name)) is not None:
+            self.watching.look(observed)
 
     @property
     def pid(self) -> int:
         """Of this process."""
         return os.getpid()
-
-
-def open_files() -> int:
-    """How many files may be open, the limit raised as far as it can be."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
-
-
-def affordable(wanted: int) -> int:
-    """How many clients the limit of open files leaves room for."""
-    hard = open_files()
-    # A fifth is for connections to servers.
-    room = max(1, (hard - RESERVED) * 4 // 5)
-    if wanted > room:
-        log.warn(
-            "max_connections is {wanted}, but the limit of open files ({hard}) leaves room"
-            " for {room}; raise LimitNOFILE (systemd) or ulimit -n",
-            wanted=wanted,
-            hard=hard,
-            room=room,
-        )
-    return min(wanted, room)

@@ -422,7 +422,7 @@ async def watch(node: Node, call: Call, site: str | None = None) -> None:
             call.event(**event)
 
     forever: Deferred[None] = Deferred()
-    stop = node.watch(tell)
+    stop = node.watching.add(tell)
     try:
         await forever
     finally:
