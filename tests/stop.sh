@@ -1,5 +1,6 @@
 #!/bin/sh
 # A hook: stop.sh DIRECTORY waits for as long as the file DIRECTORY/stop names its step.
-[ "$(cat "$1/stop" 2>/dev/null)" = "$AWESOMEPROXY_STEP" ] || exit 0
+told() { [ "$(cat "$1/stop" 2>/dev/null)" = "$AWESOMEPROXY_STEP" ]; }
+told "$1" || exit 0
 touch "$1/stopped"
-while [ -e "$1/stop" ]; do sleep 0.02; done
+while told "$1"; do sleep 0.05; done
