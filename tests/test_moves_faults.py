@@ -25,8 +25,19 @@ from awesomeproxy.migrate.steps import ORDER
 
 servers = twisted_fixture(two_servers)
 
-TOOLS = ("rsync", "pg_dump", "psql")  # what movers run on nodes
-HELPER = ("python3",)  # what closes directories; a new one may take its place
+HELPER = "python3"  # what closes directories; a new one may take its place
+RUN = (  # by movers, in steps, on nodes
+    ("check", "psql"),
+    ("presync", "rsync"),
+    ("fence", "psql"),
+    ("sync", "rsync"),
+    ("sync", "pg_dump"),
+    ("sync", HELPER),
+    ("attach", "psql"),
+    ("attach", HELPER),
+    ("compare", "rsync"),
+    ("clean", "psql"),
+)
 
 
 @twisted_test
@@ -67,9 +78,9 @@ async def test_the_daemon_is_killed_at_every_step(servers: Servers) -> None:
 class Killer:
     """Kills the first process of a mover that it sees on a server."""
 
-    def __init__(self, servers: Servers, names: tuple[str, ...]) -> None:
-        self.killed = ""
-        self._names = names
+    def __init__(self, servers: Servers, name: str) -> None:
+        self.killed = False
+        self._name = name
         self._spaces = {os.stat(f"/proc/{_keeper(each)}/ns/net").st_ino for each in servers.both}
         self._enough = threading.Event()
         self._hunt = deferToThread(self._look)
@@ -79,19 +90,19 @@ class Killer:
             for pid in filter(str.isdigit, os.listdir("/proc")):
                 with contextlib.suppress(OSError):
                     self._kill(int(pid))
+            self._enough.wait(0.002)
 
     def _kill(self, pid: int) -> None:
         at = Path(f"/proc/{pid}")
-        name = (at / "comm").read_text().strip()
-        if name not in self._names or self.killed:
+        if self.killed or (at / "comm").read_text().strip() != self._name:
             return
         words = (at / "cmdline").read_bytes().split(b"\0")
         if os.stat(at / "ns/net").st_ino in self._spaces and b"/srv/www/shop" not in words[2:3]:
             os.kill(pid, signal.SIGKILL)
-            self.killed = name
+            self.killed = True
 
-    async def stop(self) -> str:
-        """What it has killed."""
+    async def stop(self) -> bool:
+        """Whether it has killed one."""
         self._enough.set()
         await self._hunt
         return self.killed
@@ -108,16 +119,15 @@ async def test_a_process_of_a_mover_is_killed_at_every_step(servers: Servers) ->
     shop = await a_shop(servers)
     load = orders(shop)
     await load.flows()
-    for step in ("check", "presync", "fence", "sync", "attach", "compare", "clean"):
-        for names in (TOOLS, HELPER) if step in ("sync", "attach") else (TOOLS,):
-            moving = Moving(shop, step)
-            await moving.stops()
-            killer = Killer(servers, names)
-            moving.go_on()
-            outcome = await moving.ends()
-            assert await killer.stop()
-            assert names is HELPER or outcome == (DONE if step == "clean" else UNDONE)
-            await load.flows(5)
+    for step, name in RUN:
+        moving = Moving(shop, step)
+        await moving.stops()
+        killer = Killer(servers, name)
+        moving.go_on()
+        outcome = await moving.ends()
+        assert await killer.stop(), f"{step}: no {name}"
+        assert name == HELPER or outcome == (DONE if step == "clean" else UNDONE)
+        await load.flows(5)
     await passes(shop, load, shop.at)
 
 
