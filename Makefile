@@ -33,7 +33,10 @@ test: $(VENV)/.test
 	    /usr/lib/postgresql/15/bin/postgres:postgresql-15 mariadbd:mariadb-server \
 	    pgbouncer:pgbouncer openssl:openssl \
 	    apache2:apache2 php-fpm8.2:php8.2-fpm /usr/share/php8.2-mysql:php8.2-mysql
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@temporary=$$(mktemp -d); \
+	$(BIN)/python -m pytest --basetemp=$$temporary/t \
+	    --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS); \
+	status=$$?; rm -rf $$temporary; exit $$status
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

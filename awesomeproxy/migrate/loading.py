@@ -97,6 +97,8 @@ class Loading:
         self, name: str, mover: str, source: Place, target: Place, options: Any
     ) -> Callable[[int], Any]:
         kind = finding.find(mover)
+        if kind is None:
+            raise Unmovable(f"{name}: there is no mover {mover!r}; install the package that has it")
         if options is None:
             options = kind.options.make()
         return lambda number: kind.make(

@@ -16,16 +16,17 @@ def names(carries: str) -> list[str]:
     found = []
     for name in sorted({point.name for point in entry_points(group=GROUP)}):
         with suppress(ValueError):
-            if find(name).carries == carries:
+            kind = find(name)
+            if kind is not None and kind.carries == carries:
                 found.append(name)
     return found
 
 
 @cache
-def find(name: str) -> Kind:
-    """The mover called ``name``.
+def find(name: str) -> Kind | None:
+    """The mover called ``name``; None if there is none.
 
-    :raise ValueError: there is none, or it cannot be used; the message says what to write.
+    :raise ValueError: it cannot be used; the message says why.
     """
     for point in entry_points(group=GROUP, name=name):
         try:
@@ -35,6 +36,4 @@ def find(name: str) -> Kind:
         if not isinstance(kind, Kind):
             raise ValueError(f'"{name}" is no mover: {point.value} is not a Kind; see to it')
         return kind
-    others = sorted({point.name for point in entry_points(group=GROUP)})
-    known = " or ".join(f'"{other}"' for other in others)
-    raise ValueError(f'"{name}" is not a mover; write {known}')
+    return None

@@ -36,8 +36,9 @@ class ByMover(Structure[T]):
         except ValueError as problem:
             spot.wrong(str(problem))
             return None
-        if kind.carries != self.carries:
-            right = " or ".join(f'"{each}"' for each in finding.names(self.carries))
-            spot.wrong(f'"{name}" carries a {kind.carries}, not a {self.carries}; write {right}')
-            return None
-        return kind
+        if kind is not None and kind.carries == self.carries:
+            return kind
+        right = " or ".join(f'"{each}"' for each in finding.names(self.carries))
+        wrong = "is not a mover" if kind is None else f"is a mover of {kind.carries}s"
+        spot.wrong(f'"{name}" {wrong}; write {right}')
+        return None

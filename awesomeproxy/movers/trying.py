@@ -16,6 +16,8 @@ T = TypeVar("T")
 LONG = 7 * 86400.0  # seconds that a copy may take: it is for who has started it to end it
 BUSY = 3.0  # seconds of patience where nobody waits
 _EVERY = 0.05  # seconds between tries
+# The second is what zfs says of a dataset whose receive has been ended just now.
+_BUSY = ("busy", "dataset already exists")
 
 
 async def while_busy(reactor: Any, action: Callable[[], Awaitable[T]], patience: float = BUSY) -> T:
@@ -32,7 +34,7 @@ async def while_busy(reactor: Any, action: Callable[[], Awaitable[T]], patience:
         try:
             return await action()
         except ShellError as problem:
-            if "busy" not in str(problem) or reactor.seconds() >= late:
+            if not any(word in str(problem) for word in _BUSY) or reactor.seconds() >= late:
                 raise
         await deferLater(reactor, _EVERY)
 
