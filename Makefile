@@ -36,7 +36,10 @@ test: $(VENV)/.test
 	@temporary=$$(mktemp -d); \
 	$(BIN)/python -m pytest --basetemp=$$temporary/t \
 	    --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS); \
-	status=$$?; rm -rf $$temporary; exit $$status
+	status=$$?; \
+	awk -v begin=$$temporary/ 'index($$5, begin) == 1 { print $$5 }' /proc/self/mountinfo | tac | \
+	    xargs --no-run-if-empty --max-args=1 umount --lazy; \
+	rm -rf $$temporary; exit $$status
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ _ANSWER = 10.0  # seconds in which a server that is alive answers
 _LOOK = 0.1  # seconds between looks at a connection
 _WAIT = 0.5  # seconds that are waited for a position at one go
 _SLAVES_RUN = 1198  # ER_SLAVE_MUST_STOP: there is other replication by now
+_EXISTS = 1934  # ER_CONNECTION_ALREADY_EXISTS: ours, with no server in it, meets the nameless one
 _CONFLICTS = (1947, 1948)  # ER_GTID_POSITION_NOT_FOUND_IN_BINLOG...: only its own past
 
 
@@ -84,16 +85,27 @@ class Following:
         # The position comes with the dump, as a statement that sets it.
         arguments = ["--single-transaction", "--master-data=1", "--gtid"]
         arguments += [f"--ignore-table={self.database}.{view}" for view in views]
-        size = await self.source.pipe(
+        try:
+            size = await self._load(arguments, progress)
+        except ServerError as problem:
+            if problem.code != _EXISTS:
+                raise
+            # A round that was given up has made its connection only now.  It comes first in
+            # a dump, so nothing has been loaded yet.
+            await self._stop()
+            size = await self._load(arguments, progress)
+        await self._put_stage("following")
+        await self.connect()
+        return size
+
+    async def _load(self, arguments: list[str], progress: Progress) -> int:
+        return await self.source.pipe(
             [*arguments, "--", self.database],
             self.target,
             self.place,
             before=f"SET SESSION default_master_connection = {text(self.called)}",
             progress=progress,
         )
-        await self._put_stage("following")
-        await self.connect()
-        return size
 
     async def refuse_others(self) -> None:
         """Other replication on the target would lose its position.
