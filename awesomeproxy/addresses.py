@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal, cast
 
 from awesomeproxy.model import DATABASE, Network, Server
-from awesomeproxy.quantities import show
+from awesomeproxy.quantities import count, show
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")  # "_" is no DNS host, but common
@@ -241,6 +241,14 @@ def sni_name(value: object) -> str:
             'write a host name, as in "app.internal"'
         )
     return text
+
+
+def port(value: object) -> int:
+    """The port of a server."""
+    number = count()(value)
+    if number > 65535:
+        raise ValueError(f"{show(number)} is not a port; write at most 65535")
+    return number
 
 
 def email(value: object) -> str:

@@ -24,7 +24,7 @@ from awesomeproxy.endpoints import endpoint
 from awesomeproxy.migrate.steps import WHAT
 from awesomeproxy.model import Backend, Filesystem, Settings, Site
 from awesomeproxy.movers.kind import Kind
-from awesomeproxy.movers.reading import ByMover
+from awesomeproxy.movers.reading import ByMover, anything
 from awesomeproxy.quantities import choice, count, duration, flag, size, status_range
 from awesomeproxy.shapes import Named, Several, Shape, Spot
 
@@ -322,7 +322,7 @@ def _filesystem(
 def _filesystem_shape(kind: Kind | None) -> Shape[Filesystem]:
     known: dict[str, Any] = {"mover": addresses.name, "node": addresses.name, "mount_point": flag}
     # Without a mover nobody knows which keys there are.
-    parts: dict[str, Any] = {"on": _anything, "options": _anything}
+    parts: dict[str, Any] = {"on": anything, "options": anything}
     if kind is not None:
         parts = {"on": Named(kind.place, told=False), "options": kind.options}
     return Shape(
@@ -331,10 +331,6 @@ def _filesystem_shape(kind: Kind | None) -> Shape[Filesystem]:
         needed={"mover": "", "node": "", "on": {}},
         check=consistency.check_filesystem,
     )
-
-
-def _anything(value: object) -> object:
-    return value
 
 
 _FILE = Shape(

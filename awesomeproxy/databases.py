@@ -8,7 +8,7 @@ from awesomeproxy import addresses, model
 from awesomeproxy.endpoints import endpoint
 from awesomeproxy.model import Database, PgBouncer
 from awesomeproxy.movers.kind import Kind
-from awesomeproxy.movers.reading import ByMover
+from awesomeproxy.movers.reading import ByMover, anything
 from awesomeproxy.quantities import choice, count, duration, show
 from awesomeproxy.shapes import Named, Shape, Spot
 
@@ -64,10 +64,6 @@ SERVICE = Shape(
 )
 
 
-def _anything(value: object) -> object:
-    return value
-
-
 def _backend(kind: Kind | None) -> Shape[model.DatabaseBackend]:
     return Shape(
         model.DatabaseBackend,
@@ -75,7 +71,7 @@ def _backend(kind: Kind | None) -> Shape[model.DatabaseBackend]:
             "server": addresses.database_server,
             "node": addresses.optional_name,
             "service": SERVICE,
-            "place": _anything if kind is None else kind.place,
+            "place": anything if kind is None else kind.place,
         },
         needed={"server": _NOWHERE},
     )
@@ -120,7 +116,7 @@ def _shape(kind: Kind | None) -> Shape[Database]:
             "pgbouncer": _PGBOUNCER,
             "filesystem": addresses.optional_name,
             "mover": addresses.optional_name,
-            "options": _anything if kind is None else kind.options,
+            "options": anything if kind is None else kind.options,
         },
         needed={"endpoint": "", "backend": "", "backends": {}},
         check=check_database,

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -387,7 +388,7 @@ class Residence:
                 if backend == self._host.placement(site).backend:
                     return
                 continue  # it has gone somewhere else meanwhile
-            await _sleep(self._host.reactor, PROVE_EVERY)
+            await deferLater(self._host.reactor, PROVE_EVERY)
 
     def _conflict(self, name: str, recorded: str, node: str) -> None:
         if self.conflicts.get(name) != node:
@@ -427,7 +428,7 @@ class Residence:
                 return
             if self._host.reactor.seconds() > late:
                 raise Elsewhere(f"{name} is not mounted on {node}: {state.why}")
-            await _sleep(self._host.reactor, LOOK_EVERY)
+            await deferLater(self._host.reactor, LOOK_EVERY)
 
 
 def _usable(state: MountState) -> bool:
@@ -442,9 +443,3 @@ def _key(name: str, node: str) -> str:
 def _names(key: str) -> tuple[str, str]:
     name, _, node = key.partition("@")
     return name, node
-
-
-async def _sleep(reactor: Any, seconds: float) -> None:
-    wait: Deferred[None] = Deferred(lambda _: call.cancel())
-    call = reactor.callLater(seconds, wait.callback, None)
-    await wait

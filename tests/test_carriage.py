@@ -12,11 +12,12 @@ from carrying_stage import Mover, Script, Service
 from daemon_stage import reactor, twisted_test
 from twisted.internet.defer import CancelledError, Deferred
 
-from awesomeproxy.migrate.carriage import Carriage, Stand, together
+from awesomeproxy.migrate.carriage import Carriage, Stand
 from awesomeproxy.model import Reach
 from awesomeproxy.model import Service as Settings
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import Shell
+from awesomeproxy.movers.together import together
 
 
 def carriage(script: Script) -> Carriage:

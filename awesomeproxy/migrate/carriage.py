@@ -14,13 +14,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
-
 from awesomeproxy.migrate.prediction import Round
 from awesomeproxy.model import Service
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import Shell, ShellError
+from awesomeproxy.movers.together import together
 
 T = TypeVar("T")
 
@@ -174,57 +172,3 @@ class Carriage:
     async def _all(self, step: Callable[[Any], Coroutine[Any, Any, T]]) -> list[T]:
         """``step`` of every mover at the same time; the first failure ends the others."""
         return await together([step(mover) for mover in self._movers])
-
-
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What all of ``work`` returns, done at the same time.
-
-    The first that fails, or a cancellation, ends the others; nothing is left running.
-    """
-    all_of_it = _Together(work)
-    await all_of_it
-    problems = sorted(all_of_it.problems, key=lambda each: isinstance(each, CancelledError))
-    if problems:
-        raise problems[0]
-    return [all_of_it.results[index] for index in range(len(work))]
-
-
-class _Together(Deferred[None]):
-    """Fires when all have ended.
-
-    None is cancelled twice: that would break off how it ends what it has started.
-    """
-
-    def __init__(self, work: Sequence[Coroutine[Any, Any, Any]]) -> None:
-        super().__init__()
-        self.results: dict[int, Any] = {}
-        self.problems: list[BaseException] = []
-        self._left = len(work)
-        self._ended = False
-        self._running = [Deferred.fromCoroutine(each) for each in work]
-        for index, each in enumerate(self._running):
-            each.addCallbacks(self._done, self._failed, callbackArgs=(index,))
-        if not work:
-            self.callback(None)
-
-    def cancel(self) -> None:
-        """End all of them, and wait for that."""
-        if not self._ended:
-            self._ended = True
-            for each in self._running:
-                each.cancel()
-
-    def _done(self, result: Any, index: int) -> None:
-        self.results[index] = result
-        self._one_less()
-
-    def _failed(self, failure: Failure) -> None:
-        assert failure.value is not None
-        self.problems.append(failure.value)
-        self.cancel()
-        self._one_less()
-
-    def _one_less(self) -> None:
-        self._left -= 1
-        if not self._left:
-            self.callback(None)

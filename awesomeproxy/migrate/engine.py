@@ -37,6 +37,7 @@ from typing import Any, Literal, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from awesomeproxy.happenings import Once
@@ -228,7 +229,7 @@ class Migration:
             except RolledBack:
                 if self._stopped or self._host.reactor.seconds() > late:
                     raise
-            await self._sleep(LOOK_EVERY)
+            await deferLater(self._host.reactor, LOOK_EVERY)
 
     async def _begin_open(self, make: Callable[[int], Carriage]) -> None:
         """A migration that carries has its entry before anything is held."""
@@ -341,7 +342,7 @@ class Migration:
         while self._barrier.waiting() and not self._hurried:
             if self._host.reactor.seconds() > late:
                 return
-            await self._sleep(0.01)
+            await deferLater(self._host.reactor, 0.01)
 
     async def _roll_back(self, reason: str, reached: str = "") -> None:
         """The source serves again; then say so.
@@ -401,7 +402,7 @@ class Migration:
                 self._trouble(step, problem)
                 if self._leaving:
                     raise LeftUnfinished(str(problem)) from None
-            await self._sleep(TRY_AGAIN)
+            await deferLater(self._host.reactor, TRY_AGAIN)
 
     async def _tidy(self, work: Work) -> None:
         """Do what would be good to be done, but hurts nobody if it is not."""
@@ -412,7 +413,7 @@ class Migration:
                 self._trouble(self.step, problem)
                 if self._hurried or number + 1 == TIDY_TRIES:
                     return
-            await self._sleep(TRY_AGAIN)
+            await deferLater(self._host.reactor, TRY_AGAIN)
 
     def _trouble(self, step: str, problem: Exception) -> None:
         log.error("{site}: {step}: {why}", site=self.site, step=step, why=problem)
@@ -566,11 +567,6 @@ class Migration:
         if self._stopped:
             raise RolledBack(self._stopped)
         return result
-
-    async def _sleep(self, seconds: float) -> None:
-        wait: Deferred[None] = Deferred()
-        self._host.reactor.callLater(seconds, wait.callback, None)
-        await wait
 
     def _later(self, delay: float, function: Callable[..., Any], *args: Any) -> IDelayedCall:
         timer: IDelayedCall = self._host.reactor.callLater(delay, function, *args)

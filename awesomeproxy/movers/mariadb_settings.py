@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from awesomeproxy.addresses import server_name, some_path, text_of
-from awesomeproxy.quantities import choice, count, show, size
+from awesomeproxy.addresses import port, server_name, some_path, text_of
+from awesomeproxy.quantities import choice, show, size
 from awesomeproxy.shapes import Shape, Spot
 
 LONGEST_NAME = 64  # characters of any identifier
@@ -42,14 +42,6 @@ def user_name(value: object) -> str:
     if not text or not text.isprintable():
         raise ValueError(f'{show(text)} cannot be a user; write a name, as in "root"')
     return text
-
-
-def port(value: object) -> int:
-    """The port of a server."""
-    number = count()(value)
-    if number > 65535:
-        raise ValueError(f"{show(number)} is not a port; write at most 65535")
-    return number
 
 
 def some_host(value: object) -> str:

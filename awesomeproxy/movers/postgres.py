@@ -35,7 +35,7 @@ from awesomeproxy.movers.postgres_door import (
     forget,
     hidden_name,
     notes,
-    together,
+    transaction,
 )
 from awesomeproxy.movers.postgres_refusals import (
     check_replication,
@@ -185,7 +185,7 @@ class PostgresMover:
             await self.old.shut(hidden, part=LEFT, database=self.job.name)
         shown, _ = await self.new.find()
         if shown is not None and shown.note("migration") == str(self.job.migration):
-            await self.target.run(MAINTENANCE, *together(*forget(shown.name)))
+            await self.target.run(MAINTENANCE, *transaction(*forget(shown.name)))
             if not self._schema.exists():  # a dump; replication has had its own
                 await self.target.run(shown.name, "ANALYZE", time=LONG)
         self._schema.unlink(missing_ok=True)
@@ -202,7 +202,7 @@ class PostgresMover:
         # Only now: it says which slots may have been left.
         shown, _ = await self.old.find()
         if shown is not None and shown.note("migration") == str(self.job.migration):
-            await self.source.run(MAINTENANCE, *together(*forget(shown.name)))
+            await self.source.run(MAINTENANCE, *transaction(*forget(shown.name)))
         self._schema.unlink(missing_ok=True)
 
     async def _abandon_target(self) -> None:
@@ -242,7 +242,7 @@ class PostgresMover:
         query = "SELECT system_identifier::text AS number FROM pg_control_system()"
         number = (await self.target.row(MAINTENANCE, query))["number"]
         written = notes(name, migration=str(self.job.migration), system=number)
-        await self.source.run(MAINTENANCE, *together(*written))
+        await self.source.run(MAINTENANCE, *transaction(*written))
         await self.replication.begin(name, self.new.hidden)
 
     async def _make_target(self) -> None:
@@ -257,7 +257,7 @@ class PostgresMover:
         await self.new.drop(self.new.hidden)
         await contents.create(self.source, await self.old.reach(), self.target, self.new.hidden)
         written = notes(self.new.hidden, migration=str(self.job.migration), part=TARGET)
-        await self.target.run(MAINTENANCE, *together(*written))
+        await self.target.run(MAINTENANCE, *transaction(*written))
 
     async def _kept(self) -> list[Found]:
         """What an earlier migration has left on the target's server when it moved away."""

@@ -70,7 +70,7 @@ def forget(name: str) -> list[str]:
     return [f"ALTER DATABASE {ident(name)} RESET {_PREFIX}{key}" for key in NOTES]
 
 
-def together(*statements: str) -> list[str]:
+def transaction(*statements: str) -> list[str]:
     """Statements as one transaction."""
     return ["BEGIN", *statements, "COMMIT"]
 
@@ -123,7 +123,7 @@ class Door:
         :raise MoverError: somebody cannot be got out, or has prepared a transaction.
         """
         name = ident(found.name)
-        closing = together(
+        closing = transaction(
             f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", *notes(found.name, **written)
         )
         await self.server.run(MAINTENANCE, *closing, _emptied(found, slot))
@@ -159,7 +159,7 @@ class Door:
         await self.shut(found)
         await self.server.run(
             MAINTENANCE,
-            *together(
+            *transaction(
                 f"ALTER DATABASE {ident(found.name)} RENAME TO {ident(name)}",
                 f"ALTER DATABASE {ident(name)} ALLOW_CONNECTIONS true",
                 *more,
@@ -206,7 +206,7 @@ class SourceDoor(Door):
             await self.show(*opening)
         else:
             opening.append(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-            await self.server.run(MAINTENANCE, *together(*opening))
+            await self.server.run(MAINTENANCE, *transaction(*opening))
 
 
 def _emptied(found: Found, slot: str) -> str:

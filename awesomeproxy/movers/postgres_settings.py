@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from awesomeproxy.addresses import server_name, some_path, text_of
-from awesomeproxy.quantities import choice, count, show, size
+from awesomeproxy.addresses import port, server_name, some_path, text_of
+from awesomeproxy.quantities import choice, show, size
 from awesomeproxy.shapes import Shape
 
 _LONGEST_NAME = 63  # bytes; NAMEDATALEN - 1
@@ -48,14 +48,6 @@ def system_user(value: object) -> str:
     if text and not _USER.fullmatch(text):
         raise ValueError(f'{show(text)} cannot be a user; write a name, as in "postgres"')
     return text
-
-
-def port(value: object) -> int:
-    """The port of a server; the socket's name has it, too."""
-    number = count()(value)
-    if number > 65535:
-        raise ValueError(f"{show(number)} is not a port; write at most 65535")
-    return number
 
 
 def conninfo(value: object) -> str:

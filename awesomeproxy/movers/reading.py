@@ -15,6 +15,11 @@ from awesomeproxy.shapes import Shape, Spot, Structure
 T = TypeVar("T")
 
 
+def anything(value: object) -> object:
+    """A reader for what is for a mover that is not known: whatever is there will do."""
+    return value
+
+
 @dataclass(frozen=True)
 class ByMover(Structure[T]):
     """A table with a key ``mover``; ``shape`` has all of its keys, given the mover's kind."""

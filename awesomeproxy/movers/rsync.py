@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 from zope.interface import implementer
 
 from awesomeproxy.addresses import absolute_path, text_of
-from awesomeproxy.migrate.carriage import together
 from awesomeproxy.movers.closing import OWN
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Place, Progress
 from awesomeproxy.movers.resident import Resident
 from awesomeproxy.movers.shell import TIME, Shell, ShellError
+from awesomeproxy.movers.together import together
 from awesomeproxy.quantities import choice, flag, show, size
 from awesomeproxy.shapes import Several, Shape
 

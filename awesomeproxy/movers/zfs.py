@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from zope.interface import implementer
 
 from awesomeproxy.addresses import absolute_path, text_of
-from awesomeproxy.migrate.carriage import together
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
+from awesomeproxy.movers.together import together
 from awesomeproxy.movers.trying import explained
 from awesomeproxy.movers.users import users
 from awesomeproxy.movers.zfs_dataset import Dataset, Look

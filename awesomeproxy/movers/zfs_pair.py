@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 
-from awesomeproxy.migrate.carriage import together
 from awesomeproxy.movers.interface import Job, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
+from awesomeproxy.movers.together import together
 from awesomeproxy.movers.trying import LONG, while_busy
 from awesomeproxy.movers.users import users
 from awesomeproxy.movers.zfs_dataset import NO_SUCH_PROPERTY, Dataset, Look, Snapshot
