@@ -19,8 +19,10 @@ What tells the two methods apart after a crash is whether there is a subscriptio
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from awesomeproxy.movers import postgres_contents as contents
@@ -48,6 +50,10 @@ from awesomeproxy.movers.postgres_replication import Replication
 from awesomeproxy.movers.postgres_server import LONG, MAINTENANCE, PostgresServer, ident, literal
 from awesomeproxy.movers.postgres_settings import ABOUT, OPTIONS, PLACE, PostgresOptions
 from awesomeproxy.movers.shell import ShellError
+
+FULL = "No space left on device"  # as a server says it that speaks English
+ROOM_IN = 10.0  # seconds in which there has to be room to tidy up
+LOOK_AGAIN = 0.1  # seconds between tries
 
 
 @implementer(IMover)
@@ -194,7 +200,7 @@ class PostgresMover:
         problem: MoverError | None = None
         for undo in (self._abandon_target, self._abandon_source):  # though one of them is dead
             try:
-                await undo()
+                await self._with_room(undo)
             except MoverError as failed:
                 problem = problem or failed
         if problem is not None:
@@ -204,6 +210,20 @@ class PostgresMover:
         if shown is not None and shown.note("migration") == str(self.job.migration):
             await self.source.run(MAINTENANCE, *transaction(*forget(shown.name)))
         self._schema.unlink(missing_ok=True)
+
+    async def _with_room(self, undo: Callable[[], Awaitable[None]]) -> None:
+        """Do ``undo``, though a copy that fails on a full disk takes and frees its room by turns.
+
+        Even what only reads may have to write a page before; it must work when called again.
+        """
+        late = self.job.reactor.seconds() + ROOM_IN
+        while True:
+            try:
+                return await undo()
+            except MoverError as problem:
+                if FULL not in str(problem) or self.job.reactor.seconds() >= late:
+                    raise
+            await deferLater(self.job.reactor, LOOK_AGAIN)
 
     async def _abandon_target(self) -> None:
         """Drop the target, if it is still ours."""
