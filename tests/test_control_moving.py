@@ -292,7 +292,8 @@ async def test_a_pooler_goes_on_whoever_ends_the_pause(stage: Stage) -> None:
             f'pgbouncer.address = "tcp://{HOST}:{bouncer.port}"',
         )
         await daemon.ask("pause", site="database:shop", deadline=3.0, then="resume")
-        assert await deferToThread(paused, bouncer)
+        # Not whether it is paused now: on a busy machine the pause can end while it is asked.
+        assert "PAUSE 'shop' command issued" in (bouncer.directory / "log").read_text()
         await until_async(partial(awake, bouncer), "the end of the pause")
         (shop,) = (await daemon.ask("status"))["databases"]
         assert shop["mode"] == "open"
