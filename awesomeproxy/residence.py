@@ -41,6 +41,7 @@ from awesomeproxy.model import (
 from awesomeproxy.mountinfo import Mounting, MountState, states
 from awesomeproxy.mounts import Mounts
 from awesomeproxy.mounttable import TABLE
+from awesomeproxy.movers.errands import Errands
 from awesomeproxy.movers.shell import Shell, ShellError
 from awesomeproxy.registry.interface import IRegistry, RegistryError
 
@@ -417,10 +418,10 @@ class Residence:
         place = self._filesystems[name].places[node]
         wanted = {name: Mounting(place.path, getattr(place, "dataset", ""))}
         late = self._host.reactor.seconds() + MOUNT_IN
-        shell = self._host.shell(node)
+        errands = Errands(self._host.shell(node), name)  # a mover's as well: they run already
         while True:
             try:
-                table = await shell.run("cat", "/proc/self/mountinfo")
+                table = await errands.run("cat", "/proc/self/mountinfo")
                 state = states(table.encode(), wanted)[name]
             except (ShellError, ValueError) as problem:
                 state = MountState(False, why=str(problem))

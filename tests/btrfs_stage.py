@@ -57,6 +57,7 @@ class BtrfsStage(FilesystemStage):
 
     def __init__(self, name: str, roots: dict[str, Path]) -> None:
         self.roots = {side: root / name for side, root in roots.items()}
+        self.shells: dict[Any, Shell] = {}
         self.ssh: SshStage | None = None  # what leads to the second one; None: it is here
         self.snapshots = ""  # the setting
         for root in self.roots.values():
@@ -72,11 +73,19 @@ class BtrfsStage(FilesystemStage):
 
     def place(self, side: str, slow: bool = False) -> Place:
         """The place on one side."""
-        if self.ssh is not None and side == TWO:
-            shell = self.ssh.shell()
-        else:
-            shell = (SlowShell if slow else Shell)(reactor, Reach(side))
-        return Place(side, shell, BtrfsPlace(str(self.path(side)), self.snapshots))
+        settings = BtrfsPlace(str(self.path(side)), self.snapshots)
+        return Place(side, self.shell(side, slow), settings)
+
+    def shell(self, side: str, slow: bool) -> Shell:
+        """What runs commands on one side."""
+        far = self.ssh is not None and side == TWO
+        if (side, slow, far) not in self.shells:
+            if self.ssh is not None and far:
+                shell = self.ssh.shell()
+            else:
+                shell = (SlowShell if slow else Shell)(reactor, Reach(side))
+            self.shells[side, slow, far] = shell
+        return self.shells[side, slow, far]
 
     def mover(
         self, migration: int, source: str = ONE, target: str = TWO, slow: bool = False
@@ -97,8 +106,8 @@ class BtrfsStage(FilesystemStage):
         other = self.labels(TWO if side == ONE else ONE)
         return [label for label in self.labels(side) if label not in other[-1:]]
 
-    def close(self) -> None:
-        """Take it all away again."""
+    async def close(self) -> None:
+        await super().close()
         for side, root in self.roots.items():
             for at in (*(self.kept(side) / label for label in self.labels(side)), self.path(side)):
                 if at.is_dir() and os.stat(at).st_ino == 256:

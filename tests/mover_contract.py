@@ -29,6 +29,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from awesomeproxy.movers.interface import MoverError
+from awesomeproxy.movers.shell import Shell
 
 ONE, TWO = "one", "two"
 STEPS = ("check", "presync", "fence", "sync", "attach", "verify")
@@ -41,6 +42,7 @@ class FilesystemStage(ABC):
 
     bulk = 8 * MB  # bytes that a slow mover takes some seconds to carry
     servers: tuple[int, ...] = ()  # processes of the stage, that do not count as the mover's
+    shells: dict[Any, Shell]  # what movers run commands with
 
     @abstractmethod
     def mover(
@@ -54,6 +56,11 @@ class FilesystemStage(ABC):
     @abstractmethod
     def path(self, side: str) -> Path:
         """Where the filesystem is, or comes to be, on one side."""
+
+    async def close(self) -> None:
+        """Take it all away again."""
+        for shell in self.shells.values():
+            await shell.close()
 
     async def leftovers(self, side: str) -> list[str]:
         """What movers have left there that a rollback has to take away."""
@@ -83,7 +90,7 @@ class FilesystemStage(ABC):
 
     def residents(self) -> list[int]:
         """The processes that movers leave running for those that come after them."""
-        return []
+        return [pid for shell in self.shells.values() for pid in shell.staying]
 
     def commands(self) -> list[int]:
         """The processes that movers have started here, and those that these have started."""

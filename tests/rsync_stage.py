@@ -28,9 +28,9 @@ def options(**written: Any) -> Any:
 class RsyncStage(FilesystemStage):
     """Two directories, each on this node or on one that is reached through ssh."""
 
-    def __init__(self, directory: Path, shells: dict[str, Shell], **written: Any) -> None:
+    def __init__(self, directory: Path, shells: dict[Any, Shell], **written: Any) -> None:
         self._directory = directory
-        self._shells = shells
+        self.shells = shells
         self._written = written
         self.paths = {ONE: directory / ONE, TWO: directory / "deeper" / TWO}
         self.paths[ONE].mkdir(parents=True)
@@ -44,19 +44,14 @@ class RsyncStage(FilesystemStage):
         written = {"bandwidth": self.bulk // 4, **self._written} if slow else self._written
         places = {
             side: Place(shell.reach.name, shell, Directory(str(self.paths[side])))
-            for side, shell in self._shells.items()
+            for side, shell in self.shells.items()
         }
         scratch = str(self._directory)
         asked = options(**written)
         return Rsync(Job("web", migration, places[source], places[target], asked, reactor, scratch))
 
-    def residents(self) -> list[int]:
-        return [pid for shell in self._shells.values() for pid in shell.staying]
-
-    async def clear(self) -> None:
-        """Take the layers away, and end what stays."""
-        for shell in self._shells.values():
-            await shell.close()
+    async def close(self) -> None:
+        await super().close()
         for path in self.paths.values():
             while subprocess.run(["umount", "-l", path], capture_output=True).returncode == 0:
                 pass
@@ -70,7 +65,7 @@ def here() -> Shell:
 async def a_stage(tmp_path: Path) -> AsyncIterator[RsyncStage]:
     stage = RsyncStage(tmp_path, {ONE: here(), TWO: here()})
     yield stage
-    await stage.clear()
+    await stage.close()
 
 
 MAPPED = """

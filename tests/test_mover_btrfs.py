@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,14 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
         yield {ONE: one, TWO: two}
 
 
-@pytest.fixture
-def stage(tmp_path: Path, roots: dict[str, Path]) -> Iterator[BtrfsStage]:
+async def a_stage(tmp_path: Path, roots: dict[str, Path]) -> AsyncIterator[BtrfsStage]:
     """A subvolume on the one."""
     made = BtrfsStage(tmp_path.name, roots)
     yield made
-    made.close()
+    await made.close()
+
+
+stage = twisted_fixture(a_stage)
 
 
 class TestContract(FilesystemContract):

@@ -161,7 +161,7 @@ async def test_files_of_the_same_times_are_compared_if_asked(tmp_path: Path) -> 
                 with pytest.raises(MoverError, match=r">fc.* file"):
                     await stage.step("verify", 1)
         finally:
-            await stage.clear()
+            await stage.close()
 
 
 @twisted_test
@@ -181,7 +181,7 @@ async def test_what_is_left_out_stays_where_it_is(tmp_path: Path) -> None:
         await stage.move(2, source=TWO, target=ONE)
         assert sorted(path.name for path in one.iterdir()) == ["a cache", "b.tmp", "file"]
     finally:
-        await stage.clear()
+        await stage.close()
 
 
 def test_it_is_found_by_its_name(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ async def test_it_pushes_and_pulls(ssh: SshStage, tmp_path: Path) -> None:
         assert stage.takes(ONE)
         assert not stage.takes(TWO)
     finally:
-        await stage.clear()
+        await stage.close()
 
 
 @twisted_test
@@ -72,7 +72,7 @@ async def test_it_carries_from_one_far_node_to_another(ssh: SshStage, tmp_path: 
             await stage.step(step, 1)
         assert picture(stage.path(TWO)) == before
     finally:
-        await stage.clear()
+        await stage.close()
 
 
 @twisted_test
@@ -96,7 +96,7 @@ async def test_a_node_that_is_gone_in_the_middle(ssh: SshStage, tmp_path: Path) 
         await stage.move(2)
         assert picture(stage.path(TWO)) == before
     finally:
-        await stage.clear()
+        await stage.close()
 
 
 @twisted_test
@@ -117,7 +117,7 @@ async def test_what_still_runs_on_the_other_node_is_ended(ssh: SshStage, tmp_pat
         await stage.step("abandon", 1)
         assert not any(inside(pid, stage.path(TWO)) for pid in takers)
     finally:
-        await stage.clear()
+        await stage.close()
 
 
 def inside(pid: int, directory: Path) -> bool:

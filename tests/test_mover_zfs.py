@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,12 +29,14 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zone, dict
         yield zone, {ONE: one, TWO: two}
 
 
-@pytest.fixture
-def stage(tmp_path: Path, pools: tuple[Zone, dict[str, str]]) -> Iterator[ZfsStage]:
+async def a_stage(tmp_path: Path, pools: tuple[Zone, dict[str, str]]) -> AsyncIterator[ZfsStage]:
     """A filesystem on the one."""
     made = ZfsStage(tmp_path, *pools)
     yield made
-    made.close()
+    await made.close()
+
+
+stage = twisted_fixture(a_stage)
 
 
 class TestContract(FilesystemContract):

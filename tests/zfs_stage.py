@@ -117,6 +117,7 @@ class ZfsStage(FilesystemStage):
         self.servers = (zone.process.pid,)
         self.datasets = {side: f"{pools[side]}/sites/{side}.test" for side in (ONE, TWO)}
         self.options = ZfsOptions()
+        self.shells: dict[Any, Shell] = {}
         self.ssh: SshStage | None = None  # what leads to the second one; None: it is here
         for name in pools.values():
             zone.run("zfs", "create", f"{name}/sites")
@@ -134,21 +135,22 @@ class ZfsStage(FilesystemStage):
     def path(self, side: str) -> Path:
         return self.zone.outside(self.inside(side))
 
-    def shell(self, side: str) -> ZoneShell:
-        """A shell on one side."""
-        if self.ssh is not None and side == TWO:
-            shell = ZoneShell(reactor, self.ssh.reach(), self.ssh.control)
-            self.ssh.shells.append(shell)
-        else:
-            shell = ZoneShell(reactor, Reach(side))
-        shell.zone = self.zone
-        return shell
+    def shell(self, side: str, slow: bool) -> Shell:
+        """What runs commands on one side."""
+        far = self.ssh is not None and side == TWO
+        if (side, slow, far) not in self.shells:
+            if self.ssh is not None and far:
+                shell = ZoneShell(reactor, self.ssh.reach(), self.ssh.control)
+            else:
+                shell = ZoneShell(reactor, Reach(side))
+            shell.zone, shell.slow = self.zone, slow
+            self.shells[side, slow, far] = shell
+        return self.shells[side, slow, far]
 
     def place(self, side: str, slow: bool = False) -> Place:
         """The place on one side."""
-        shell = self.shell(side)
-        shell.slow = slow
-        return Place(side, shell, ZfsPlace(self.datasets[side], str(self.inside(side))))
+        settings = ZfsPlace(self.datasets[side], str(self.inside(side)))
+        return Place(side, self.shell(side, slow), settings)
 
     def mover(
         self, migration: int, source: str = ONE, target: str = TWO, slow: bool = False
@@ -183,7 +185,7 @@ class ZfsStage(FilesystemStage):
         """A property."""
         return self.zone.run("zfs", "get", "-H", "-o", "value", key, self.datasets[side]).strip()
 
-    def close(self) -> None:
-        """Take it all away again."""
+    async def close(self) -> None:
+        await super().close()
         for name in self.datasets.values():
             self.zone.run("zfs", "destroy", "-r", name.rpartition("/")[0])

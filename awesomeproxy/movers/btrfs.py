@@ -59,7 +59,7 @@ class Btrfs:
 
     def _home(self, place: Place) -> Home:
         settings = place.settings
-        return Home(self.job.reactor, place.shell, settings.path, settings.snapshots)
+        return Home(self.job.reactor, place.shell, self.job.name, settings.path, settings.snapshots)
 
     @property
     def _mine(self) -> str:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from awesomeproxy.movers.errands import Errands
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.movers.trying import LONG, while_busy
 
@@ -55,12 +56,16 @@ def _read(shown: str) -> Subvolume:
 class Home:
     """A subvolume by its path, whether there is one or not, and its snapshots."""
 
-    def __init__(self, reactor: Any, shell: Shell, path: str, snapshots: str) -> None:
+    def __init__(
+        self, reactor: Any, shell: Shell, filesystem: str, path: str, snapshots: str
+    ) -> None:
         """
+        :param filesystem: what it is called in the configuration.
         :param snapshots: the directory for those of all subvolumes; empty: beside this one.
         """
         self._reactor = reactor
         self.shell = shell
+        self._errands = Errands(shell, filesystem)
         self.path = os.path.normpath(path)
         above, name = os.path.split(self.path)
         self.directory = os.path.join(snapshots or os.path.join(above, ".awesomeproxy"), name)
@@ -70,7 +75,7 @@ class Home:
 
     async def run(self, *words: str) -> str:
         """What a command prints; it is tried again while something is busy."""
-        return await while_busy(self._reactor, lambda: self.shell.run(*words, env={"LC_ALL": "C"}))
+        return await while_busy(self._reactor, lambda: self._errands.run(*words))
 
     async def is_there(self) -> bool:
         """Whether there is anything at the path."""

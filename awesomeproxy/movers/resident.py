@@ -9,6 +9,7 @@ question, it knows nothing of those before.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from awesomeproxy.movers.shell import TIME, Gone, Shell, ShellError
@@ -47,7 +48,7 @@ class Resident:
         self._program = program
         self._argv = ("python3", "-ISc", _LOAD, str(len(program)), str(idle), name)
 
-    async def ask(self, *words: str, time: float = TIME) -> Any:
+    async def ask(self, *words: str | Sequence[str], time: float = TIME) -> Any:
         """What it answers.
 
         If it goes with the question open it is asked once more: it may have been about to.

@@ -107,7 +107,7 @@ class Shell:
         :param heard: told each piece of what it prints as it comes.
         :raise ShellError: it has failed, or taken too long.
         """
-        says = self._says(argv)
+        says = self.says(argv)
         if env:
             argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
         running = _Running(self._reactor, self.command(argv), says, heard)
@@ -134,8 +134,8 @@ class Shell:
         :return: how many there were.
         :raise ShellError: one of them has failed, or both together have taken too long.
         """
-        sender = _Running(self._reactor, self.command(argv), self._says(argv))
-        taker = _Running(self._reactor, to.command(to_argv), to._says(to_argv))
+        sender = _Running(self._reactor, self.command(argv), self.says(argv))
+        taker = _Running(self._reactor, to.command(to_argv), to.says(to_argv))
         relay = _Relay(self._reactor)
         meter = LoopingCall(lambda: progress(relay.size))
         meter.clock = self._reactor
@@ -165,7 +165,7 @@ class Shell:
         """
         staying = self._staying.get(argv)
         if staying is None or staying.over:
-            staying = Stay(self._reactor, self.command(argv), self._says(argv), first)
+            staying = Stay(self._reactor, self.command(argv), self.says(argv), first)
             self._staying[argv] = staying
         return staying
 
@@ -184,7 +184,8 @@ class Shell:
                 running = _Running(self._reactor, ended, "ssh -O exit")
                 await running.start(b"", 5.0)
 
-    def _says(self, argv: Sequence[str]) -> str:
+    def says(self, argv: Sequence[str]) -> str:
+        """A command, and where it is run, for people."""
         where = "" if self.local else f"{self.reach.name}: "
         text = shlex.join(argv)
         return where + (text if len(text) <= 160 else text[:157] + "...")
@@ -432,15 +433,11 @@ class _Running(ProcessProtocol):
             if status == 0 and not self._why:
                 done.callback(b"".join(self._out))
             else:
-                said = self._said()
+                said = last_lines(self._err.decode(errors="replace"))
                 done.errback(ShellError(self._complaint(reason, said), status, said))
         ended, self._ended = self._ended, []
         for gone in ended:
             gone.callback(None)
-
-    def _said(self) -> str:
-        lines = self._err.decode(errors="replace").strip().splitlines()
-        return " / ".join(line for line in lines[-5:] if line.strip())
 
     def _complaint(self, reason: Failure, said: str) -> str:
         if self._why:
@@ -449,6 +446,12 @@ class _Running(ProcessProtocol):
         status = getattr(reason.value, "exitCode", None)
         how = f"was ended by signal {number}" if number else f"ended with status {status}"
         return f"{self._says}: {said or how}"
+
+
+def last_lines(complaint: str) -> str:
+    """The end of a command's error output, in one line."""
+    lines = complaint.strip().splitlines()
+    return " / ".join(line for line in lines[-5:] if line.strip())
 
 
 def _lives(group: int) -> bool:

@@ -38,7 +38,7 @@ from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.movers.together import together
 from awesomeproxy.movers.trying import explained
 from awesomeproxy.movers.users import users
-from awesomeproxy.movers.zfs_dataset import Dataset, Look
+from awesomeproxy.movers.zfs_dataset import Look
 from awesomeproxy.movers.zfs_pair import OURS, Pair, pending, shared
 from awesomeproxy.quantities import flag, show
 from awesomeproxy.shapes import Shape
@@ -86,9 +86,7 @@ class Zfs:
             target = await self._target.look()
             base = await self._pair.base(source, target)
             need = pending(source, base)
-            above = Dataset(
-                self.job.reactor, self._target.shell, self._target.name.rpartition("/")[0]
-            )
+            above = self._target.above()
             room = target or await above.look()
             if room is None:
                 raise MoverError(

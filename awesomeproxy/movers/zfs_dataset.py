@@ -7,12 +7,12 @@ it is there: a version of 2010 (zfs-fuse) and one of today can be the two ends o
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from awesomeproxy.movers.errands import Errands
 from awesomeproxy.movers.shell import Shell, ShellError
 from awesomeproxy.movers.trying import BUSY, while_busy
 
@@ -77,27 +77,32 @@ _UNCHANGED = (["written", "0"], ["stream", str(_NOTHING)])
 class Dataset:
     """A filesystem by its name, whether there is one or not."""
 
-    def __init__(self, reactor: Any, shell: Shell, name: str) -> None:
+    def __init__(self, reactor: Any, shell: Shell, name: str, filesystem: str) -> None:
+        """
+        :param filesystem: what it is called in the configuration.
+        """
         self._reactor = reactor
         self.shell = shell
         self.name = name
+        self._filesystem = filesystem
+        self._errands = Errands(shell, filesystem)
         self._flags: dict[str, str] = {}
         self._age = ""
 
     def __str__(self) -> str:
         return f"{self.name} on {self.shell.reach.name}"
 
+    def above(self) -> Dataset:
+        """The one that it is in."""
+        return Dataset(self._reactor, self.shell, self.name.rpartition("/")[0], self._filesystem)
+
     async def zfs(self, *words: str, patience: float = BUSY) -> str:
         """What a ``zfs`` command prints; it is tried again while something is busy."""
-        command = partial(self.shell.run, "zfs", *words, env={"LC_ALL": "C"})
-        return await while_busy(self._reactor, command, patience)
+        return await while_busy(self._reactor, partial(self._errands.run, "zfs", *words), patience)
 
     async def all(self, *commands: Sequence[str], patience: float = BUSY) -> None:
         """Run commands, one after the other; all are tried again while something is busy."""
-        # Where the other end of an ssh is gone, nobody takes the lines between, which ends it.
-        script = " && echo && ".join(shlex.join(each) for each in commands)
-        command = partial(self.shell.run, "sh", "-c", script, env={"LC_ALL": "C"})
-        await while_busy(self._reactor, command, patience)
+        await while_busy(self._reactor, partial(self._errands.all, *commands), patience)
 
     async def look(self) -> Look | None:
         """What is there; None: nothing."""
@@ -208,7 +213,7 @@ class Dataset:
         """Whether anything has been written since its snapshot ``label``."""
         # The property ``written`` is not there before pool version 5000; but what ``send``
         # would send tells it as well.
-        printed = await self.shell.run("sh", "-c", _CHANGED, "sh", self.name, label, self._age)
+        printed = await self._errands.run("sh", "-c", _CHANGED, "sh", self.name, label, self._age)
         if printed.startswith("stream"):
             self._age = "old"
         return printed.split() not in _UNCHANGED
@@ -217,7 +222,7 @@ class Dataset:
         """The flags that a ``zfs`` command says it has, a letter each."""
         if command in self._flags:
             return self._flags[command]
-        usage = await self.shell.run("sh", "-c", 'zfs "$1" 2>&1; true', "sh", command)
+        usage = await self._errands.run("sh", "-c", 'zfs "$1" 2>&1; true', "sh", command)
         resumes = "t" if "receive_resume_token" in usage else ""  # it stands by itself
         self._flags[command] = "".join(re.findall(r"\[-([A-Za-z]+)\]", usage)) + resumes
         return self._flags[command]

@@ -25,8 +25,10 @@ class Pair:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self.source = Dataset(job.reactor, job.source.shell, job.source.settings.dataset)
-        self.target = Dataset(job.reactor, job.target.shell, job.target.settings.dataset)
+        self.source, self.target = (
+            Dataset(job.reactor, place.shell, place.settings.dataset, job.name)
+            for place in (job.source, job.target)
+        )
         self.mine = f"awesomeproxy-{job.migration}-"  # how the labels of this migration's begin
 
     async def looks(self) -> tuple[Look, Look | None]:
