@@ -24,6 +24,7 @@ LATE = 15.0  # seconds that a server has to be there
 _HOLD = "mount -t tmpfs tmpfs /run && mkdir /run/lock /run/sshd && exec "
 _ZFS_FUSE = "zfs-fuse --no-daemon --no-kstat-mount --enable-xattr"
 
+# A home of its own: what the user's shell reads at each login would be measured as well.
 _SERVER = """
 ListenAddress 127.0.0.1:{port}
 HostKey {directory}/host_key
@@ -34,6 +35,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
+SetEnv HOME={directory}
 """
 
 _CLIENT = """

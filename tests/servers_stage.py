@@ -25,6 +25,7 @@ from daemon_stage import Daemon, free_ports
 from ssh_stage import SSHD
 from stage_waiting import until
 
+# A home of its own: what the user's shell reads there at each login may take long.
 _SERVER = """
 ListenAddress {address}:22
 HostKey {keys}/host_key
@@ -35,6 +36,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
+SetEnv HOME={home}
 MaxStartups 100
 MaxSessions 100
 SetEnv HOME={home}

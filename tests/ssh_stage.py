@@ -25,6 +25,7 @@ SBIN = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/l
 SSHD = shutil.which("sshd", path=SBIN) or "sshd (install Debian's package openssh-server)"
 NAME, OTHER = "far", "farther"  # what the node is called, for ssh and for us; by two names
 
+# A home of its own: what the user's shell reads there at each login may take long.
 _SERVER = """
 ListenAddress {host}:{port}
 HostKey {here}/host_key
@@ -35,6 +36,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
+SetEnv HOME={here}
 MaxStartups 100
 MaxSessions 100
 """
