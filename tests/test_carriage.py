@@ -33,14 +33,16 @@ async def test_what_uses_others_is_closed_first_and_opened_last() -> None:
     """Sites before databases before filesystems; and the other way round."""
     script = Script()
     carried = carriage(script)
+    await carried.stop_source()
     await carried.fence()
     assert script.said == ["stop blog@one", "stop shop@one", "fence shop", "fence data"]
     script.said.clear()
     await carried.unfence()
+    await carried.start_source()
     assert script.said == ["unfence data", "unfence shop", "start shop@one", "start blog@one"]
     script.said.clear()
-    await carried.start()
-    await carried.stop()
+    await carried.start_target()
+    await carried.stop_target()
     assert script.said == ["start shop@two", "start blog@two", "stop blog@two", "stop shop@two"]
 
 

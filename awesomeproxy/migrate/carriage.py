@@ -104,19 +104,25 @@ class Carriage:
             for mover, size, estimate in zip(self._movers, sizes, left, strict=True)
         ]
 
-    async def fence(self) -> None:
-        """Stop the services at the source, then let nothing write there any more."""
+    async def stop_source(self) -> None:
+        """Stop the services at the source."""
         for stand in reversed(self._leaving):
             await stand.stop()
+
+    async def start_source(self) -> None:
+        """Undo that."""
+        for stand in self._leaving:
+            await stand.start()
+
+    async def fence(self) -> None:
+        """Let nothing write to the source any more."""
         for mover in self._movers[::-1]:
             await mover.fence()
 
     async def unfence(self) -> None:
-        """Let the source be as it was, services and all."""
+        """Undo that."""
         for mover in self._movers:
             await mover.unfence()
-        for stand in self._leaving:
-            await stand.start()
 
     async def sync(self, progress: Progress) -> int:
         """Carry the last of it; return how many bytes that were."""
@@ -130,12 +136,12 @@ class Carriage:
         """Undo that."""
         await self._all(lambda mover: mover.detach())
 
-    async def start(self) -> None:
+    async def start_target(self) -> None:
         """Start the services at the target."""
         for stand in self._arriving:
             await stand.start()
 
-    async def stop(self) -> None:
+    async def stop_target(self) -> None:
         """Undo that."""
         for stand in reversed(self._arriving):
             await stand.stop()

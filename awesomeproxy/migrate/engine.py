@@ -2,10 +2,10 @@
 
 ::
 
-    check -> presync -> hold -> drain -> fence -> sync -> attach -> mount -> compare -> start
+    check -> presync -> hold -> drain -> stop -> fence -> sync -> attach -> mount -> compare
     '--------------------------------- rolls back ------------------------------------------'
-          -> switch -> verify -> commit -> release -> clean
-             '-- rolls back --'  '---- rolls forward ----'
+          -> start -> switch -> verify -> commit -> release -> clean
+             '------ rolls back ------'   '---- rolls forward ----'
 
 A site that has nothing to carry goes ``check, hold, drain, switch, verify, commit, release,
 clean``.  If there is something (see :mod:`.carriage`), its data is copied while the site is
@@ -287,6 +287,8 @@ class Migration:
 
     async def _carry(self, carriage: Carriage) -> None:
         """Everything that happens to the data in the pause."""
+        await self._enter("stop")
+        await self._do(carriage.stop_source())
         await self._enter("fence")
         await self._do(carriage.fence())
         await self._enter("sync")
@@ -300,7 +302,7 @@ class Migration:
         await self._enter("compare")
         await self._do(carriage.verify())  # before services begin to write there
         await self._enter("start")
-        await self._do(carriage.start())
+        await self._do(carriage.start_target())
 
     async def _switch(self) -> None:
         await self._enter("switch")
@@ -381,7 +383,7 @@ class Migration:
         left: list[Work] = []
         if carriage is None:
             return left
-        for name, undo in (("start", carriage.stop), ("attach", carriage.detach)):
+        for name, undo in (("start", carriage.stop_target), ("attach", carriage.detach)):
             if begun(name, step):
                 undoing = Deferred.fromCoroutine(undo())
                 try:
@@ -389,8 +391,9 @@ class Migration:
                 except Exception as problem:
                     self._trouble(name, problem)
                     left.append(undo)
-        if begun("fence", step):
-            await self._until_done("fence", carriage.unfence)
+        for name, undo in (("fence", carriage.unfence), ("stop", carriage.start_source)):
+            if begun(name, step):
+                await self._until_done(name, undo)
         return left
 
     async def _until_done(self, step: str, work: Work) -> None:

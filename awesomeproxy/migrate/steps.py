@@ -19,6 +19,7 @@ STEPS = (
     Step("presync", "copy the data while the site is in use", carrying=True),
     Step("hold", "keep new requests waiting at the gate"),
     Step("drain", "let requests in flight finish"),
+    Step("stop", "stop the services at the source", carrying=True),
     Step("fence", "let nothing write at the source any more", carrying=True),
     Step("sync", "copy the last of the data", carrying=True),
     Step("attach", "make the data usable at the target", carrying=True),
