@@ -153,10 +153,6 @@ def open_again(path: bytes, migration: str) -> bool:
     return True
 
 
-def ready(path: bytes) -> None:
-    """Do nothing: who can say so does not have to be started any more."""
-
-
 def flush(path: bytes) -> None:
     """Have all of its filesystem on the disk."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -482,7 +478,6 @@ def answer_to(act: str, path: str, *how: str) -> Any:
         "survey": survey,
         "close": close,
         "open": open_again,
-        "ready": ready,
         "flush": flush,
     }
     return acts[act](os.fsencode(path), *how)

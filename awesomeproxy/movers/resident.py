@@ -27,7 +27,8 @@ while True:
     if not asked:
         break
     try:
-        answer = [True, answer_to(*json.loads(asked))]
+        words = json.loads(asked)
+        answer = [True, answer_to(*words) if words else None]
     except OSError as problem:
         answer = [False, str(problem)]
     print(json.dumps(answer), flush=True)
@@ -47,6 +48,13 @@ class Resident:
         self._shell = shell
         self._program = program
         self._argv = ("python3", "-ISc", _LOAD, str(len(program)), str(idle), name)
+
+    async def ready(self) -> None:
+        """Have it running, for whoever asks soon.
+
+        :raise ShellError: it cannot be started.
+        """
+        await self.ask()
 
     async def ask(self, *words: str | Sequence[str], time: float = TIME) -> Any:
         """What it answers.

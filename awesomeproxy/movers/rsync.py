@@ -103,11 +103,14 @@ class Rsync:
         else:
             self._runner = self._source.shell
             self._pulls = False
-        program = files("awesomeproxy.movers").joinpath("closing.py").read_bytes()
-        self._closers = {
-            place.shell: Resident(place.shell, job.name, program)
-            for place in (self._source, self._target)
-        }
+        self._closers = self._residents("closing.py")
+        self._fingerprints = self._residents("fingerprint.py")
+
+    def _residents(self, program: str) -> dict[Shell, Resident]:
+        """One of ours on each side."""
+        text = files("awesomeproxy.movers").joinpath(program).read_bytes()
+        shells = (self._source.shell, self._target.shell)
+        return {shell: Resident(shell, self.job.name, text) for shell in shells}
 
     async def check(self) -> None:
         source, target = self._source, self._target
@@ -162,8 +165,9 @@ class Rsync:
 
     async def estimate(self) -> Estimate:
         said = await self._rsync("--dry-run", "--stats", patient=True)
-        for place in (self._source, self._target):
-            await self._closing(place, "ready")  # a pause may be next
+        for residents in (self._closers, self._fingerprints):  # a pause may be next
+            for shell, resident in residents.items():
+                await self._told(shell, resident.ready())
         return Estimate(
             whole=_figure("Total file size", said),
             pending=_figure("Total transferred file size", said),
@@ -192,11 +196,34 @@ class Rsync:
         await self._close(self._target, "again")
 
     async def verify(self) -> None:
+        same, _ = await together([self._same(), self._close(self._source, "still")])
+        if not same:
+            await self._compare()
+
+    async def _same(self) -> bool:
+        """Whether it can be told without rsync that both sides have the same."""
+        if self._options.exclude or self._options.verify == "checksum":
+            return False
+        one, two = await together(
+            [
+                self._told(
+                    place.shell,
+                    self._fingerprints[place.shell].ask(place.settings.path, time=LONGEST),
+                )
+                for place in (self._source, self._target)
+            ]
+        )
+        return bool(one == two)
+
+    async def _compare(self) -> None:
+        """Have rsync look for differences.
+
+        :raise MoverError: there are some.
+        """
         how = ["--dry-run", "--out-format=%i %n"]
         if self._options.verify == "checksum":
             how.append("--checksum")
-        said, _ = await together([self._rsync(*how), self._close(self._source)])
-        if lines := (said or "").splitlines():
+        if lines := (await self._rsync(*how)).splitlines():
             shown = "; ".join(lines[:SHOWN])
             raise self._error(
                 f"{len(lines)} entries of {self._target.settings.path} on {self._target.node} "
