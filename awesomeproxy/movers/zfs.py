@@ -17,7 +17,7 @@ it leaves those who have a file open free to go on (zfs-fuse), and is what keeps
 when the node starts anew.  It stays mounted, so that who writes to its path gets an error: in
 an empty directory in its place the writing would go well, and be lost.
 
-What a step has begun to do it notes at the filesystem first, as a property of ours, with the
+What a step is about to do is noted at the filesystem first, as a property of ours, with the
 number of the migration: what undoes a step that was never begun finds no note, and leaves
 alone what may be somebody else's.
 """
@@ -78,6 +78,7 @@ class Zfs:
         self._pair = Pair(job)
         self._source = self._pair.source
         self._target = self._pair.target
+        self._announced = False  # the fence has been noted
 
     async def check(self) -> None:
         """See :class:`IMover`."""
@@ -155,7 +156,22 @@ class Zfs:
     async def presync(self, progress: Progress) -> int:
         """See :class:`IMover`."""
         with explained():
-            return await self._pair.resume(progress) or await self._pair.round(progress)
+            size = await self._pair.resume(progress) or await self._pair.round(progress)
+            await self._note()
+            return size
+
+    async def _note(self) -> None:
+        """Note at both what is about to be done to them: in the pause it would count."""
+        source, target = await self._pair.looks()
+        if not self._noted(source, "fenced"):
+            await self._source.set_mark("fenced", str(self.job.migration))
+        self._announced = True
+        if target is not None and not self._noted(target, "attached"):
+            await self._target.set_mark("attached", self._attached(target))
+
+    def _attached(self, target: Look) -> str:
+        """What is noted of what is about to be attached."""
+        return f"{self.job.migration} {target.properties['canmount']}"
 
     async def sync(self, progress: Progress) -> int:
         """See :class:`IMover`."""
@@ -166,14 +182,15 @@ class Zfs:
     async def fence(self) -> None:
         """See :class:`IMover`."""
         with explained():
-            source = await self._pair.look()
-            await self._close(source, self._source.marking("fenced", str(self.job.migration)))
+            note = self._source.marking("fenced", str(self.job.migration))
+            # It was mounted when it was checked, and if it is not any more this fails.
+            await self._close(True, *([] if self._announced else [note]))
 
-    async def _close(self, source: Look, *first: list[str]) -> None:
+    async def _close(self, mounted: bool, *first: list[str]) -> None:
         """Let nothing write to the source; run these commands before."""
         path = self.job.source.settings.path
         try:
-            await self._source.close(path, source.mounted, *first)
+            await self._source.close(path, mounted, *first)
         except ShellError as problem:
             who = await users(self._source.shell, path, writers=True)
             raise MoverError(
@@ -202,13 +219,14 @@ class Zfs:
             if target is None or not shared(source, target):
                 raise MoverError(f"nothing has come to {self._target} yet; sync it first")
             first = []
-            if not self._noted(target, "attached"):
+            noted, closed = self._noted(target, "attached"), target.properties["readonly"] == "on"
+            if closed or not noted:
                 # What has just come is as it came: it could only be read.
                 fresh = target.snapshots[-1].label.startswith(self._pair.mine)
-                closed = not target.mounted and target.properties["readonly"] == "on"
-                await self._pair.base(source, target, safe=fresh and closed)
-                note = f"{self.job.migration} {target.properties['canmount']}"
-                first.append(self._target.marking("attached", note))
+                safe = fresh and closed and not target.mounted
+                await self._pair.base(source, target, safe=safe)
+            if not noted:
+                first.append(self._target.marking("attached", self._attached(target)))
             if not target.mounted:
                 if "made" in target.marks:  # from now on there is something in it
                     first.append(self._target.marking("made", ""))
@@ -241,27 +259,21 @@ class Zfs:
     async def verify(self) -> None:
         """See :class:`IMover`."""
         with explained():
-            source, target = await self._pair.looks()
-            last = [each for each in source.snapshots if each.label.startswith(self._pair.mine)][
-                -1:
-            ]
-            if not last or last[0] not in shared(source, target):
-                raise MoverError(
-                    f"{self._target} does not have the last snapshot of {self._source}; sync it"
-                )
+            last = await self._pair.last()
             datasets = (self._source, self._target)
-            changed = await together([each.changed_since(last[0].label) for each in datasets])
+            # What the look has needed goes when the migration has ended.
+            changed = await together([each.changed_since(last, hurry=True) for each in datasets])
             for dataset in itertools.compress(datasets, changed):
                 raise MoverError(
                     f"{dataset} has been written to (or read, with atime=on) since "
-                    f"@{last[0].label}; see who does that: nobody may use it yet"
+                    f"@{last}; see who does that: nobody may use it yet"
                 )
 
     async def clean(self) -> None:
         """See :class:`IMover`."""
         with explained():
             source, target = await self._pair.looks()
-            await self._close(source)
+            await self._close(source.mounted)
             await self._pair.thin(source, target, others=True)
             await self._source.set_mark("fenced", "")
             await self._target.set_mark("attached", "")
@@ -272,6 +284,10 @@ class Zfs:
             source, target = await self._pair.looks()
             await self._pair.forget()
             await self._pair.thin(source, target)
+            if self._noted(source, "fenced"):  # but never done
+                await self._source.set_mark("fenced", "")
+            if target is not None and self._noted(target, "attached"):
+                await self._target.set_mark("attached", "")
             if target is None:
                 return
             if not target.snapshots and not target.children and "made" in target.marks:

@@ -42,7 +42,7 @@ class Look:
     snapshots: list[Snapshot]  # the oldest first
     children: list[str]  # datasets below it
     marks: dict[str, str]  # what we have noted at it
-    probed: bool  # somebody was killed while he took a look, and has left his snapshot
+    probed: bool  # somebody has taken a snapshot for a look, and has left it
 
     @property
     def mounted(self) -> bool:
@@ -60,8 +60,9 @@ _LOOKED_AT = (
     f"{_MARK}made,{_MARK}fenced,{_MARK}attached"
 )
 # $1, $2: a filesystem, and the label of a snapshot of it; $3: "old", if this version is known not
-# to tell how much was written since.  Prints that, or how long a stream from there to now is.
-# What an earlier look has left is in the way, and goes.
+# to tell how much was written since; $4: "leave" what is taken for the look.
+# Prints that, or how long a stream from there to now is.  What an earlier look has left is in
+# the way, and goes.
 _CHANGED = f"""
 if [ "$3" != old ]; then
     written=$(zfs get -Hp -o value "written@$2" "$1" 2>/dev/null) && echo written "$written" && exit
@@ -69,7 +70,7 @@ fi
 zfs snapshot "$1@{_PROBE}" 2>/dev/null ||
     {{ zfs destroy "$1@{_PROBE}" 2>/dev/null; zfs snapshot "$1@{_PROBE}" || exit; }}
 echo stream "$(zfs send -i "@$2" "$1@{_PROBE}" | head -c 4096 | wc -c)"
-zfs destroy "$1@{_PROBE}"
+[ "$4" = leave ] || zfs destroy "$1@{_PROBE}"
 """
 _UNCHANGED = (["written", "0"], ["stream", str(_NOTHING)])
 
@@ -209,11 +210,15 @@ class Dataset:
         await self.take(_PROBE)
         await self.unprobe()
 
-    async def changed_since(self, label: str) -> bool:
-        """Whether anything has been written since its snapshot ``label``."""
+    async def changed_since(self, label: str, *, hurry: bool = False) -> bool:
+        """Whether anything has been written since its snapshot ``label``.
+
+        :param hurry: let somebody else call :meth:`unprobe`.
+        """
         # The property ``written`` is not there before pool version 5000; but what ``send``
         # would send tells it as well.
-        printed = await self._errands.run("sh", "-c", _CHANGED, "sh", self.name, label, self._age)
+        words = ("sh", "-c", _CHANGED, "sh", self.name, label, self._age, "leave" * hurry)
+        printed = await self._errands.run(*words)
         if printed.startswith("stream"):
             self._age = "old"
         return printed.split() not in _UNCHANGED

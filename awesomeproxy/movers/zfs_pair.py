@@ -30,6 +30,7 @@ class Pair:
             for place in (job.source, job.target)
         )
         self.mine = f"awesomeproxy-{job.migration}-"  # how the labels of this migration's begin
+        self._carried = ""  # the label of the last snapshot that we have carried
 
     async def looks(self) -> tuple[Look, Look | None]:
         """Both as they are now.
@@ -37,19 +38,9 @@ class Pair:
         :raise MoverError: there is no source.
         """
         source, target = await together([self.source.look(), self.target.look()])
-        return self._there(source), target
-
-    async def look(self) -> Look:
-        """The source as it is now.
-
-        :raise MoverError: there is none.
-        """
-        return self._there(await self.source.look())
-
-    def _there(self, source: Look | None) -> Look:
         if source is None:
             raise MoverError(f"{self.source} is gone; see what has become of it")
-        return source
+        return source, target
 
     async def base(
         self, source: Look, target: Look | None, *, safe: bool = False
@@ -135,9 +126,25 @@ class Pair:
         size = await self._stream(
             [*compressed, *begin, f"{self.source.name}@{label}"], over, progress
         )
+        self._carried = label
         if not last:
             await self.thin(*await self.looks())
         return size
+
+    async def last(self) -> str:
+        """The label of this migration's last snapshot, which both have.
+
+        :raise MoverError: they do not.
+        """
+        if not self._carried:
+            source, target = await self.looks()
+            mine = [each for each in source.snapshots if each.label.startswith(self.mine)]
+            if not mine or mine[-1] not in shared(source, target):
+                raise MoverError(
+                    f"{self.target} does not have the last snapshot of {self.source}; sync it"
+                )
+            self._carried = mine[-1].label
+        return self._carried
 
     async def _stream(self, sent: list[str], taken: list[str], progress: Progress) -> int:
         able, sends = await together([self.target.flags("receive"), self.source.flags("send")])
