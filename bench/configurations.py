@@ -131,6 +131,10 @@ CADDY = """
 """
 
 
+# Who takes the lock knows that the process is gone.
+_STOP = '[ ! -e "$1" ] || { kill -KILL "$(cat "$1")" 2>/dev/null; flock "$1" rm -f "$1"; }'
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """Where a site that moves can be."""
@@ -141,8 +145,10 @@ class Side:
     note: Path
 
     def service(self, act: str) -> list[str]:
-        """The command that starts it, or stops it."""
-        argv = [sys.executable, "-IS", str(ROOT / "bench" / "tenant.py"), act]
+        """The command that starts it, or stops it; both may be said twice."""
+        if act == "stop":
+            return ["sh", "-c", _STOP, "sh", str(self.note)]
+        argv = [sys.executable, "-IS", str(ROOT / "bench" / "tenant.py")]
         return [*argv, self.place["path"], str(self.port), str(self.note)]
 
 

@@ -32,11 +32,9 @@ FILE = 512 << 10  # bytes of a file
 FILES, QUICK_FILES = 2000, 400
 WRITING = 3.0  # seconds of writing before each move
 POOL = 4 << 30  # bytes
-# The steps of the pause: what happens to the data and the service, what else
-# the mover does, and what is the engine's own.
-DATA = ("drain", "sync", "start")
-MOVER = ("fence", "attach", "compare")
-OTHERS = ("mount", "switch", "verify", "commit")
+# The steps of the pause: what the site, its service and its data take, and what is on top.
+OTHERS = ("drain", "stop", "sync", "start")
+OWN = ("fence", "attach", "mount", "compare", "switch", "verify", "commit")
 
 
 def pausezfs(results: Results, console: Console) -> None:
@@ -131,14 +129,12 @@ def _report(figure: str, ledgers: Sequence[Any], rates: Sequence[float], results
         return sum(float(steps[number].get(name, 0.0)) for name in names) * 1000
 
     moves = range(len(ledgers))
-    shares = [pauses[number] - took(number, *DATA) for number in moves]
-    engine = [shares[number] - took(number, *MOVER) for number in moves]
+    shares = [pauses[number] - took(number, *OTHERS) for number in moves]
     results.readings[f"{figure}-pause"] = Reading(max(pauses), pauses)
-    results.readings[f"{figure}-engine"] = Reading(statistics.median(engine), engine)
     results.readings[f"{figure}-share"] = Reading(statistics.median(shares), shares)
     single = ", ".join(
         f"{name} {statistics.median(took(number, name) for number in moves):.0f}"
-        for name in (*DATA, *MOVER, *OTHERS)
+        for name in (*OTHERS, *OWN)
     )
     carried = statistics.median(find(ledger, "bytes_moved") / 1e6 for ledger in ledgers[1:])
     results.notes.append(

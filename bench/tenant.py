@@ -1,17 +1,17 @@
-"""A site that is written to, as a service of a node: ``tenant.py start|stop DIRECTORY PORT NOTE``.
+"""A site that is written to, as a service of a node: ``tenant.py DIRECTORY PORT NOTE`` starts it.
 
 It answers every request with how many bytes it has written, which is RATE a second: it writes
 over the files of its directory, one chosen at random after another.  NOTE is a file outside
-of it, for the number of its process.  It needs nothing but Python's own library.  Once it
-is started it takes connections, and once it is stopped it is gone; both may be said twice.
+of it, for the number of its process, which has a lock on it for as long as it lives.  It needs
+nothing but Python's own library.  Once it is started it takes connections; to start it twice
+does nothing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
-import select
-import signal
 import socket
 import sys
 import threading
@@ -30,10 +30,12 @@ def start(directory: str, port: str, note: str) -> None:
         listener = socket.create_server(("127.0.0.1", int(port)), backlog=128)
     except OSError:  # it does already
         return
+    lock = open(note, "w")  # noqa: SIM115 - the child keeps it
+    fcntl.flock(lock, fcntl.LOCK_EX)
     pid = os.fork()
     if pid:
-        with open(note, "w") as file:
-            file.write(str(pid))
+        lock.write(str(pid))
+        lock.flush()
         return
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -58,17 +60,5 @@ def write(directory: str) -> None:
         time.sleep(max(0.0, began + written / RATE - time.monotonic()))
 
 
-def stop(directory: str, port: str, note: str) -> None:
-    """Have it gone."""
-    try:
-        with open(note) as file:
-            process = os.pidfd_open(int(file.read()))
-    except (FileNotFoundError, ProcessLookupError):
-        return
-    signal.pidfd_send_signal(process, signal.SIGKILL)
-    select.select([process], [], [])
-    os.unlink(note)
-
-
 if __name__ == "__main__":
-    {"start": start, "stop": stop}[sys.argv[1]](*sys.argv[2:])
+    start(*sys.argv[1:])
