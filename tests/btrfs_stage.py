@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mover_contract import ONE, TWO, FilesystemStage
+from mover_contract import FilesystemStage
+from mover_stage import ONE, TWO
 from slow_shell import SlowShell
 from ssh_stage import SshStage
 from stage_waiting import reactor

@@ -13,24 +13,22 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from daemon_stage import twisted_test
+from mover_stage import ONE, TWO, UNDO, MoverStage
 from stage_waiting import reactor, until
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from awesomeproxy.movers.interface import Kind, MoverError
 
-ONE, TWO = "one", "two"
 Row = tuple[Any, ...]
-STEPS = ("check", "presync", "fence", "sync", "attach", "verify")
 UNDONE = ("presync", "fence", "sync", "attach")  # those that change something
-UNDO = ("detach", "unfence", "abandon")
 BULK = 20_000  # rows of a large table
 TABLE = "CREATE TABLE numbers (id bigint PRIMARY KEY, word varchar(200) NOT NULL)"
 HARMS = (  # and how they are made good
@@ -46,7 +44,7 @@ class Refused(Exception):
 
 
 @dataclass
-class DatabaseStage(ABC):
+class DatabaseStage(MoverStage):
     """Two servers, and a database to be moved between them."""
 
     kind: Kind
@@ -118,25 +116,6 @@ class DatabaseStage(ABC):
             numbers = range(start, min(start + 2000, first + count))
             values = ",".join(f"({n}, '{n:0180d}')" for n in numbers)
             await self.execute(side, f"INSERT INTO numbers VALUES {values}")
-
-    async def step(self, name: str, migration: int, **how: Any) -> int | None:
-        """Do one step with a mover that was made for it."""
-        mover = self.mover(migration, **how)
-        if name in ("presync", "sync"):
-            carried: int = await getattr(mover, name)(lambda size: None)
-            return carried
-        await getattr(mover, name)()
-        return None
-
-    async def carry(self, migration: int, last: str = STEPS[-1], **how: Any) -> None:
-        """All steps up to ``last``."""
-        for name in STEPS[: STEPS.index(last) + 1]:
-            await self.step(name, migration, **how)
-
-    async def undo(self, migration: int, **how: Any) -> None:
-        """All that undoes a migration."""
-        for name in UNDO:
-            await self.step(name, migration, **how)
 
 
 class Client:

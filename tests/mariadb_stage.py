@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon_stage import free_ports
-from database_contract import ONE, TWO, DatabaseStage, Refused, Row
+from database_contract import DatabaseStage, Refused, Row
+from mover_stage import ONE, TWO
 from stage_waiting import HOST, reactor, until
 
 from awesomeproxy.movers.interface import Job, Kind, Place

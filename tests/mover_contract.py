@@ -15,13 +15,14 @@ import random
 import signal
 import subprocess
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemon_stage import twisted_test
+from mover_stage import ONE, STEPS, TWO, MoverStage
 from mover_trees import odd_tree, picture
 from ssh_stage import descendants
 from stage_waiting import reactor, until
@@ -31,13 +32,10 @@ from twisted.internet.task import deferLater
 from awesomeproxy.movers.interface import MoverError
 from awesomeproxy.movers.shell import Shell
 
-ONE, TWO = "one", "two"
-STEPS = ("check", "presync", "fence", "sync", "attach", "verify")
-UNDO = ("detach", "unfence", "abandon")
 MB = 1 << 20
 
 
-class FilesystemStage(ABC):
+class FilesystemStage(MoverStage):
     """Two places on this machine, however a mover gets there, and a filesystem to be moved."""
 
     bulk = 8 * MB  # bytes that a slow mover takes some seconds to carry
@@ -104,30 +102,6 @@ class FilesystemStage(ABC):
         for pid in (*self.commands(), *self.residents()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-    async def step(self, name: str, migration: int, **how: Any) -> int | None:
-        """Do one step with a mover that was made for it."""
-        mover = self.mover(migration, **how)
-        if name in ("presync", "sync"):
-            carried: int = await getattr(mover, name)(lambda size: None)
-            return carried
-        await getattr(mover, name)()
-        return None
-
-    async def carry(self, migration: int, last: str = STEPS[-1], **how: Any) -> None:
-        """All steps up to ``last``."""
-        for name in STEPS[: STEPS.index(last) + 1]:
-            await self.step(name, migration, **how)
-
-    async def move(self, migration: int, **how: Any) -> None:
-        """All of a migration that succeeds."""
-        await self.carry(migration, **how)
-        await self.step("clean", migration, **how)
-
-    async def undo(self, migration: int, **how: Any) -> None:
-        """All that undoes a migration."""
-        for name in UNDO:
-            await self.step(name, migration, **how)
 
     async def midway(self, step: str, migration: int) -> Deferred[int]:
         """Begin a slow step, and come back when it is in the middle of it."""

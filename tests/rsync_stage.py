@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from mover_contract import ONE, TWO, FilesystemStage
+from mover_contract import FilesystemStage
+from mover_stage import ONE, TWO
 from stage_waiting import reactor
 
 from awesomeproxy.movers.interface import Job, Place

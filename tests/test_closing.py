@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
-from mover_contract import ONE, TWO
+from mover_stage import ONE, TWO
 from rsync_stage import (
     DIRECTORY,
     INSIDE,

@@ -10,7 +10,8 @@ import pytest
 from btrfs_stage import BtrfsStage, btrfs, run
 from daemon_stage import twisted_fixture, twisted_test
 from mapping_writer import HoldsMapping
-from mover_contract import ONE, TWO, FilesystemContract
+from mover_contract import FilesystemContract
+from mover_stage import ONE, TWO
 from mover_trees import NAMES, picture
 from ssh_stage import SshStage, an_ssh_stage
 

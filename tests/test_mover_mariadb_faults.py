@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
-from database_contract import ONE, TABLE, TWO, Client, DatabaseContract
+from database_contract import TABLE, Client, DatabaseContract
 from mariadb_stage import ODD_QUERIES, MariadbStage, Servers, a_mariadb_stage
 from mariadb_stage import servers as two_servers
+from mover_stage import ONE, TWO
 from stage_waiting import reactor, until_async
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from daemon_stage import twisted_test
-from database_contract import ONE, TABLE, TWO
+from database_contract import TABLE
+from mover_stage import ONE, TWO
 from postgres_stage import ROLE, Cluster, PostgresStage, a_postgres_stage, two_clusters
 from stage_waiting import reactor
 from twisted.internet.defer import CancelledError, Deferred

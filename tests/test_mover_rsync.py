@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
-from mover_contract import MB, ONE, TWO, FilesystemContract
+from mover_contract import MB, FilesystemContract
+from mover_stage import ONE, TWO
 from mover_trees import odd_tree, picture
 from rsync_stage import (
     INSIDE,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
-from mover_contract import MB, ONE, TWO
+from mover_contract import MB
+from mover_stage import ONE, TWO
 from mover_trees import odd_tree, picture
 from rsync_stage import (
     RsyncStage,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
 from mapping_writer import HoldsMapping
-from mover_contract import ONE, STEPS, TWO, FilesystemContract
+from mover_contract import FilesystemContract
+from mover_stage import ONE, STEPS, TWO
 from mover_trees import NAMES, picture
 from ssh_stage import SshStage, an_ssh_stage
 from zfs_stage import ZfsStage, Zone, pool, zfs_fuse

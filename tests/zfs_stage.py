@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mover_contract import ONE, TWO, FilesystemStage
+from mover_contract import FilesystemStage
+from mover_stage import ONE, TWO
 from slow_shell import slowed
 from ssh_stage import SshStage
 from stage_waiting import PATIENCE, reactor
