@@ -76,6 +76,14 @@ class Mount:
     read_only: bool  # the mount, or the whole filesystem
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What has been seen at a path, without the table."""
+
+    inside: int  # the mount in which its directory lies, by a number that is never used again
+    mount: Mount | None = None  # what is mounted on it
+
+
 def unescape(field: bytes) -> bytes:
     """What a field of the table stands for: space, tab, newline and backslash are octal there."""
     return _ESCAPED.sub(lambda found: bytes((int(found[1], 8) & 0xFF,)), field)
@@ -113,8 +121,8 @@ class Watchlist:
 
     def __init__(self, filesystems: Mapping[str, Mounting]) -> None:
         self.filesystems = dict(filesystems)
-        self._ways = {name: _way(each.path) for name, each in self.filesystems.items()}
-        self._points = {escape(point) for way in self._ways.values() for point in way}
+        self.ways = {name: _way(each.path) for name, each in self.filesystems.items()}
+        self._points = {escape(point) for way in self.ways.values() for point in way}
 
     def __repr__(self) -> str:
         return f"<Watchlist of {len(self.filesystems)}>"
@@ -143,7 +151,7 @@ class Watchlist:
             own = mount.parent == mount.id or mount.parent not in known
             children[None if own else mount.parent, mount.point] = mount
         found: dict[str, MountState] = {}
-        for name, way in self._ways.items():
+        for name, way in self.ways.items():
             top = _walk(children, way)
             if top is not None and top.point == way[-1]:
                 found[name] = _judge(self.filesystems[name], top)
