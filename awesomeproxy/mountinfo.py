@@ -23,8 +23,9 @@ mount namespace: what is mounted in another is not in it, unless it is propagate
 (mount_namespaces(7)).  A service that systemd gives a namespace (``PrivateMounts=``,
 ``PrivateTmp=``, ``ProtectSystem=`` and others) sees what is mounted outside, but what it
 mounts itself nobody else sees.  When a directory above is renamed, the kernel does not say
-so; when a filesystem turns read-only after an error, neither.  And a path is in the table as
-the kernel has it, without symbolic links.
+so; when a filesystem turns read-only after an error, neither, nor when a dataset is renamed
+while it is mounted (``zfs rename -u``); that is told with the next change of the table.  And
+a path is in the table as the kernel has it, without symbolic links.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 _TO_ESCAPE = re.compile(rb"[ \t\n\\]")  # seq_path_root() of the kernel; in a source "#" as well
@@ -76,6 +78,23 @@ class Mount:
     read_only: bool  # the mount, or the whole filesystem
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What has been seen at a path, without the table."""
+
+    inside: int  # the mount in which its directory lies, by a number that is never used again
+    mount: Mount | None = None  # what is mounted on it
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How it stood with filesystems, and what was at their paths just before that was known."""
+
+    states: Mapping[str, MountState]
+    places: Mapping[str, Place] = field(default_factory=dict)  # or nothing, if it was not seen
+    clear: frozenset[str] = frozenset()  # those at whose path nothing is hidden
+
+
 def unescape(field: bytes) -> bytes:
     """What a field of the table stands for: space, tab, newline and backslash are octal there."""
     return _ESCAPED.sub(lambda found: bytes((int(found[1], 8) & 0xFF,)), field)
@@ -113,8 +132,8 @@ class Watchlist:
 
     def __init__(self, filesystems: Mapping[str, Mounting]) -> None:
         self.filesystems = dict(filesystems)
-        self._ways = {name: _way(each.path) for name, each in self.filesystems.items()}
-        self._points = {escape(point) for way in self._ways.values() for point in way}
+        self.ways = {name: _way(each.path) for name, each in self.filesystems.items()}
+        self._points = {escape(point) for way in self.ways.values() for point in way}
 
     def __repr__(self) -> str:
         return f"<Watchlist of {len(self.filesystems)}>"
@@ -130,12 +149,23 @@ class Watchlist:
         except IndexError:
             raise ValueError("there is a line that is not one of mountinfo") from None
 
-    def states(self, mounts: Iterable[Mount]) -> dict[str, MountState]:
+    def read(self, mounts: Collection[Mount], places: Mapping[str, Place]) -> Sight:
+        """What is known from the table.
+
+        :param mounts: what :meth:`sift` has found in the whole table.
+        :param places: what was at the paths before it was read, if that is known.
+        """
+        found = self.states(mounts)
+        at = Counter(mount.point for mount in mounts)
+        # What is seen at a path, be it the right thing or not, has a type.
+        clear = (n for n in places if at[self.ways[n][-1]] == bool(found[n].fstype))
+        return Sight(found, places, frozenset(clear))
+
+    def states(self, mounts: Collection[Mount]) -> dict[str, MountState]:
         """How it stands with each filesystem.
 
         :param mounts: what :meth:`sift` has found in the whole table.
         """
-        mounts = list(mounts)
         known = {mount.id for mount in mounts}
         children: dict[tuple[int | None, bytes], Mount] = {}
         for mount in mounts:
@@ -143,7 +173,7 @@ class Watchlist:
             own = mount.parent == mount.id or mount.parent not in known
             children[None if own else mount.parent, mount.point] = mount
         found: dict[str, MountState] = {}
-        for name, way in self._ways.items():
+        for name, way in self.ways.items():
             top = _walk(children, way)
             if top is not None and top.point == way[-1]:
                 found[name] = _judge(self.filesystems[name], top)
@@ -151,6 +181,32 @@ class Watchlist:
                 hidden = any(mount.point == way[-1] for mount in mounts)
                 found[name] = MountState(False, why=_absent(way[-1], top if hidden else None))
         return found
+
+    def seen(self, places: Mapping[str, Place], last: Sight) -> Sight | None:
+        """What is known from what is at the paths, and from what was known before.
+
+        Where something is mounted now, that is all there is to know.  Where nothing is, only the
+        table can say whether something is hidden; unless nothing was, and the path lies in the
+        same mount as then.  So one thing may escape: what has been mounted out of sight, under a
+        mount that hides it.  It is not mounted either way; only why is not told.
+
+        :param places: what is at the paths, if that is known.
+        :return: None: the table has to be read.
+        """
+        if places.keys() != self.filesystems.keys():
+            return None
+        found: dict[str, MountState] = {}
+        clear: set[str] = set()
+        for name, place in places.items():
+            if name in last.clear and last.places[name].inside == place.inside:
+                clear.add(name)
+            if place.mount is not None:
+                found[name] = _judge(self.filesystems[name], place.mount)
+            elif name in clear:
+                found[name] = MountState(False, why=_absent(self.ways[name][-1], None))
+            else:
+                return None
+        return Sight(found, places, frozenset(clear))
 
 
 def states(table: bytes, filesystems: Mapping[str, Mounting]) -> dict[str, MountState]:

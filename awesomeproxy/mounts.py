@@ -1,10 +1,13 @@
 """Tells when a filesystem is mounted, and when it is not any more; without polling.
 
-The kernel says when its mount table has changed (:mod:`.mounttable`), but not what.  So it
-is read from its beginning, in a thread, because with 100,000 mounts that takes a tenth of a
-second or two.  A change while it is read, or just after, makes for one more reading.
-Between two readings there is a rest, several times as long as what the last one has cost:
-however busily others mount, the watcher uses only a small part of one core.
+The kernel says when its mount table has changed (:mod:`.mounttable`), but not what.  So in
+a thread it is looked what is at the paths that are watched now, which costs next to nothing.
+Where that does not tell all, because something may be hidden or the kernel is too old, the
+table is read from its beginning; with 100,000 mounts that takes a tenth of a second or two.
+A change meanwhile, or just after, makes for one more look.
+
+Between two looks there is a rest, several times as long as what the last one has cost with
+the reading: however busily others mount, the watcher uses only a small part of one core.
 
 What is told is the state, not what has happened: if something is unmounted and mounted
 again at once, that may be told as two changes or as none.  Who waits looks first::
@@ -31,17 +34,18 @@ from twisted.python.failure import Failure
 
 from awesomeproxy.happenings import Happenings, Once
 from awesomeproxy.model import Outcome
-from awesomeproxy.mountinfo import Mounting, MountState, Watchlist
-from awesomeproxy.mounttable import TABLE, Alarm, read_paths, read_table
+from awesomeproxy.mountinfo import Mounting, MountState, Sight, Watchlist
+from awesomeproxy.mounttable import TABLE, Alarm, look, read_paths, read_table
 
 log = Logger()
 
-REST = 4.0  # times the CPU time of a reading: then it has at most a fifth of a core
+REST = 4.0  # times the CPU time of a look or reading: then it has at most a fifth of a core
+LEAST_REST = 0.02  # seconds; who is at a path all the time is in the way of its unmounting
 RETRY = 1.0  # seconds until the next try when the table cannot be read
 LOOK_EVERY = 5.0  # seconds between looks where there is no table
 UNKNOWN = MountState(False, why="it has not been looked at yet")
 
-_Read = Callable[[str, Watchlist], dict[str, MountState]]
+_Read = Callable[[Watchlist, Sight], Sight]
 OnChange = Callable[[str, MountState], object]
 
 
@@ -66,14 +70,16 @@ class Mounts:
         self._table = table
         self._watchlist = Watchlist(filesystems)
         self._states = dict.fromkeys(filesystems, UNKNOWN)
+        self._last = Sight({})
         self.on_mount = _Known(reactor, self._states)
         self.on_unmount = _Known(reactor, self._states)
-        self.readings = 0  # how often the table was read
+        self.looks = 0  # how often it was looked
+        self.readings = 0  # how often the table was read for that
         self._alarm: Alarm | None = None
         self._polling: LoopingCall | None = None
         self._looked = Once()
         self._running = False
-        self._busy = False  # reading, or resting after it
+        self._busy = False  # looking, or resting after it
         self._again = False
         self._rest: Any = None
         self._problem = ""  # the table could not be read
@@ -131,6 +137,7 @@ class Mounts:
         :return: as :meth:`start` does.
         """
         before, self._watchlist = self._watchlist.filesystems, Watchlist(filesystems)
+        self._last = Sight({})  # the same name may be another path now
         for name in before.keys() - filesystems.keys():
             del self._states[name]
         for name, each in filesystems.items():
@@ -168,36 +175,46 @@ class Mounts:
     # Looking
 
     def _look(self) -> None:
-        """Read the table; once more afterwards if it is being read."""
+        """Look; once more afterwards if that is under way."""
         if self._busy:
             self._again = True
             return
         self._busy, self._again = True, False
-        self.readings += 1
-        read = read_table if self._alarm is not None else read_paths
+        self.looks += 1
+        read = self._by_table if self._alarm is not None else self._by_paths
         # A daemon's thread of its own: the reactor's may all be waiting for something.
         threading.Thread(
-            target=self._read, args=(read, self._watchlist), name="mounts", daemon=True
+            target=self._read, args=(read, self._watchlist, self._last), name="mounts", daemon=True
         ).start()
 
-    def _read(self, read: _Read, watchlist: Watchlist) -> None:
+    def _by_table(self, watchlist: Watchlist, last: Sight) -> Sight:
+        # Not after the reading: what changes between them has to be seen the next time.
+        places = look(self._table, watchlist)
+        sight = watchlist.seen(places, last)
+        if sight is None:
+            self.readings += 1
+            sight = watchlist.read(read_table(self._table, watchlist), places)
+        return sight
+
+    def _by_paths(self, watchlist: Watchlist, last: Sight) -> Sight:
+        return Sight(read_paths(watchlist))
+
+    def _read(self, read: _Read, watchlist: Watchlist, last: Sight) -> None:
         began = time.thread_time()
-        result: dict[str, MountState] | Failure
+        result: Sight | Failure
         try:
-            result = read(self._table, watchlist)
+            result = read(watchlist, last)
         except Exception:
             result = Failure()  # type: ignore[no-untyped-call]
         cost = time.thread_time() - began
         with suppress(OSError):  # the reactor may be gone
             self._reactor.callFromThread(self._took, watchlist, result, cost)
 
-    def _took(
-        self, watchlist: Watchlist, result: dict[str, MountState] | Failure, cost: float
-    ) -> None:
+    def _took(self, watchlist: Watchlist, result: Sight | Failure, cost: float) -> None:
         if not self._running:
             self._busy = False
             return
-        rest = cost * REST
+        rest = max(cost * REST, LEAST_REST)
         if isinstance(result, Failure):
             # What was known last stays: nothing says that it is not so any more.
             told, self._problem = self._problem, result.getErrorMessage()
@@ -211,10 +228,11 @@ class Mounts:
         else:
             self._problem = ""
         self._rest = self._reactor.callLater(rest, self._rested)
-        if watchlist is not self._watchlist:  # and another reading has been asked for
+        if watchlist is not self._watchlist:  # and another look has been asked for
             return
         if not isinstance(result, Failure):
-            self._take(result)
+            self._last = result
+            self._take(result.states)
             if watchlist is self._watchlist:  # still, whatever was done by those who were told
                 self._looked.fire()
 
@@ -224,7 +242,7 @@ class Mounts:
         if self._again:
             self._look()
 
-    def _take(self, states: dict[str, MountState]) -> None:
+    def _take(self, states: Mapping[str, MountState]) -> None:
         before = dict(self._states)
         changed = [name for name, state in states.items() if state != before[name]]
         # All of it is known before the first is told, who may well look at the rest.

@@ -7,6 +7,9 @@ that one: it is readable once for each change, or for several.
 
 The kernel gives the table a page at a time, and it may change between two pages.  What was
 opened later knows of that, by the same condition, and then it is read again.
+
+Most changes have nothing to do with what is watched.  So before the table is read it is
+looked (:mod:`.mountpoint`) whether there is anything new at the paths.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from awesomeproxy.mountinfo import Mount, Mounting, MountState, Watchlist
+from awesomeproxy.mountinfo import Mount, Mounting, MountState, Place, Watchlist
+from awesomeproxy.mountpoint import Look
 
 TABLE = "/proc/self/mountinfo"
 TRIES = 2  # readings in a row of a table that changes meanwhile; the last is taken as it is
@@ -72,8 +76,20 @@ class Alarm:
             os.close(self._file)
 
 
-def read_table(path: str, watchlist: Watchlist) -> dict[str, MountState]:
-    """The states by the table, as it was at one moment if it does not change all the time.
+def look(table: str, watchlist: Watchlist) -> dict[str, Place]:
+    """What is at the paths, if that can be told of all of them without the table; or nothing.
+
+    :param table: of the process in whose mount namespace they are.
+    """
+    try:
+        there = Look(os.path.dirname(table))
+        return {name: there.at(way) for name, way in watchlist.ways.items()}
+    except OSError:
+        return {}
+
+
+def read_table(path: str, watchlist: Watchlist) -> list[Mount]:
+    """What matters of the table, as it was at one moment if it does not change all the time.
 
     It blocks, and takes a tenth of a second or two for 100,000 mounts.
 
@@ -91,7 +107,7 @@ def read_table(path: str, watchlist: Watchlist) -> dict[str, MountState]:
                 break
         finally:
             os.close(file)
-    return watchlist.states(mounts)
+    return mounts
 
 
 def _parts(file: int) -> Iterator[list[bytes]]:
@@ -102,7 +118,7 @@ def _parts(file: int) -> Iterator[list[bytes]]:
         yield lines
 
 
-def read_paths(path: str, watchlist: Watchlist) -> dict[str, MountState]:
+def read_paths(watchlist: Watchlist) -> dict[str, MountState]:
     """The states by the mount points, where there is no table; it blocks."""
     return {name: _look_at(each) for name, each in watchlist.filesystems.items()}
 

@@ -81,6 +81,8 @@ BARS: tuple[Bar, ...] = (
     Bar("wait-client", "wait", "longest wait it added, by a client", "ms", 20.0),
     Bar("status-time", "status", "awesomeproxy status, start to exit", "ms", 150.0),
     Bar("mounts-cpu", "mounts", "a mount among 100,000: the watcher's CPU time", "ms", 200.0),
+    Bar("mounts-others", "mounts", "of one that is not watched", "ms", 5.0),
+    Bar("mounts-read", "mounts", "of a change for which the table is read", "ms", 200.0),
     Bar("mounts-stall", "mounts", "the longest it kept the reactor from its work", "ms", 20.0),
     *_pause_bars("pausezfs", "zfs"),
     *_pause_bars("pausersync", "rsync"),

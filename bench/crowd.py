@@ -8,6 +8,8 @@ milliseconds
 * ``cpu``: the CPU time, of all threads and with the kernel's part, that one mount of a
   watched filesystem has cost the watcher, and ``told`` how soon it was told;
 * ``others_cpu``: the same for a mount that is not watched;
+* ``read_cpu``, ``read_told``: the same for an unmounting after which something might be
+  hidden, so that the whole table is read;
 * ``stall``: the longest that the reactor, ticking every millisecond, did not tick meanwhile.
 """
 
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +140,29 @@ class Watch:
         """All rounds."""
         await self._mounts.start()
         await deferLater(self._reactor, SETTLED)
-        found: dict[str, Any] = {"mounts": count(), "cpu": [], "told": [], "others_cpu": []}
-        found["stall"] = []
+        names = ("cpu", "told", "others_cpu", "read_cpu", "read_told", "stall")
+        found: dict[str, Any] = {"mounts": count()} | {name: [] for name in names}
         for _ in range(rounds):
-            cpu, told = await self._cost(lambda: self._hand.mount(self._ours))
+            cpu, told = await self._cost(partial(self._hand.mount, self._ours))
             found["cpu"].append(cpu)
             found["told"].append(told)
-            cpu, _ = await self._cost(lambda: self._hand.mount(self._other))
+            cpu, _ = await self._cost(partial(self._hand.mount, self._other))
             found["others_cpu"].append(cpu)
-            found["stall"].append(await self._stall(lambda: self._hand.unmount(self._other)))
-            await self._cost(lambda: self._hand.unmount(self._ours))
+            await self._cost(partial(self._hand.unmount, self._other))
+            await self._stacked()
+            cpu, told = await self._cost(partial(self._hand.unmount, self._ours))
+            found["read_cpu"].append(cpu)
+            found["read_told"].append(told)
+            await self._cost(partial(self._hand.mount, self._ours))
+            await self._stacked()
+            found["stall"].append(await self._stall(partial(self._hand.unmount, self._ours)))
         self._mounts.stop()
         return found
+
+    async def _stacked(self) -> None:
+        """Have it mounted twice for a while: after that, only the table tells what is hidden."""
+        await self._cost(partial(self._hand.mount, self._ours))
+        await self._cost(partial(self._hand.unmount, self._ours))
 
     async def _cost(self, change: Callable[[], None]) -> tuple[float, float]:
         """CPU milliseconds that a change has cost, and those until it was told."""

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from awesomeproxy.mountpoint import Look
+
 
 class Namespace:
     """A process that does nothing, and the mount namespace that it keeps."""
@@ -26,6 +30,19 @@ class Namespace:
     def start(self, script: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
         """Begin to run a shell's script in there; ``$1`` is the first argument."""
         return subprocess.Popen(self.command("sh", "-euc", script, "sh", *arguments))
+
+
+def _kernel_tells() -> bool:
+    try:
+        Look("/proc/self").at([b"/"])
+    except OSError:
+        return False
+    return True
+
+
+needs_telling_kernel = pytest.mark.skipif(
+    not _kernel_tells(), reason="the kernel, older than 6.13, does not tell what is on a path"
+)
 
 
 @contextmanager
