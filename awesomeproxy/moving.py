@@ -18,6 +18,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from awesomeproxy.identity import identity
 from awesomeproxy.migrate.engine import LeftUnfinished, Migration, RolledBack
 from awesomeproxy.migrate.hooks import Hooks
 from awesomeproxy.migrate.host import Host as MigrationHost
@@ -77,9 +78,11 @@ class Moves:
         return self._loader(self.world(), plan)
 
     def _loader(self, world: World, plan: Plan) -> Callable[[int], Any] | None:
-        scratch = Path(self._host.settings.state_dir) / "movers"
+        state_dir = Path(self._host.settings.state_dir)
+        scratch = state_dir / "movers"
         scratch.mkdir(mode=0o700, exist_ok=True)
-        return Loading(self._host.reactor, world, self.shell, str(scratch)).loader(plan)
+        named = identity(state_dir)
+        return Loading(self._host.reactor, world, self.shell, str(scratch), named).loader(plan)
 
     def world(self, sites: Mapping[str, Site] | None = None) -> World:
         """All that a plan is made from; ``sites``: these instead of those that are served."""

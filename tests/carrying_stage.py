@@ -19,6 +19,7 @@ from awesomeproxy.migrate.engine import Migration
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.model import Observed, Outcome, Placement
 from awesomeproxy.movers.interface import Estimate
+from awesomeproxy.movers.warrant import Warrant
 from awesomeproxy.registry.interface import Entry, IRegistry, RegistryError
 from awesomeproxy.registry.memory import MemoryRegistry
 
@@ -236,7 +237,9 @@ def migration(
     def load(number: int) -> Carriage:
         leaving: Any = [Service("blog@one", house.script)]
         arriving: Any = [Service("blog@two", house.script)]
-        return Carriage([Mover(name, house.script) for name in movers], leaving, arriving)
+        return Carriage(
+            [Mover(name, house.script) for name in movers], leaving, arriving, Warrant("test")
+        )
 
     return Migration(
         house,

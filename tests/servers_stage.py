@@ -36,10 +36,9 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv HOME={home}
+SetEnv HOME={home} XDG_RUNTIME_DIR={home}
 MaxStartups 100
 MaxSessions 100
-SetEnv HOME={home}
 """
 
 _CLIENT = """

@@ -18,6 +18,7 @@ from awesomeproxy.model import Service as Settings
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.movers.together import together
+from awesomeproxy.movers.warrant import Warrant
 
 
 def carriage(script: Script) -> Carriage:
@@ -25,7 +26,7 @@ def carriage(script: Script) -> Carriage:
     movers = [Mover("data", script), Mover("shop", script)]
     leaving: list[Any] = [Service("shop@one", script), Service("blog@one", script)]
     arriving: list[Any] = [Service("shop@two", script), Service("blog@two", script)]
-    return Carriage(movers, leaving, arriving)
+    return Carriage(movers, leaving, arriving, Warrant("test"))
 
 
 @twisted_test

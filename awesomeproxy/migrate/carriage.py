@@ -19,6 +19,7 @@ from awesomeproxy.model import Service
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import Shell, ShellError
 from awesomeproxy.movers.together import together
+from awesomeproxy.movers.warrant import Warrant
 
 T = TypeVar("T")
 
@@ -60,17 +61,27 @@ class Carriage:
     """What a migration carries."""
 
     def __init__(
-        self, movers: Sequence[Any], leaving: Sequence[Stand], arriving: Sequence[Stand]
+        self,
+        movers: Sequence[Any],
+        leaving: Sequence[Stand],
+        arriving: Sequence[Stand],
+        warrant: Warrant,
     ) -> None:
         """
         :param movers: what carries each thing (IMover); what is used by others comes first.
         :param leaving: the services at the source, in the same order.
         :param arriving: those at the target.
+        :param warrant: under which their commands are carried out.
         """
         self._movers = movers
         self._leaving = leaving
         self._arriving = arriving
+        self._warrant = warrant
         self.carried = 0  # bytes
+
+    def begin_undoing(self) -> None:
+        """From now on nothing is done any more but what undoes and tidies up."""
+        self._warrant.withdraw()
 
     async def check(self) -> None:
         """Refuse what cannot be moved.

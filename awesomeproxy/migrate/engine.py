@@ -358,6 +358,8 @@ class Migration:
             raise RolledBack(reason, step, self._ledger("rolled back", reason))
         self._begin("roll back")
         self._host.dismiss(self.plan)
+        if self._carriage is not None:
+            self._carriage.begin_undoing()
         await self._hook("before", "roll back")
         left = await self._undo(reached or step)
         by = f"{self._by} (rolled back)"

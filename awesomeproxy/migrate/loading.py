@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from awesomeproxy.migrate.carriage import Carriage, Stand
@@ -12,24 +13,33 @@ from awesomeproxy.model import DATABASE, FILESYSTEM, Service
 from awesomeproxy.movers import finding
 from awesomeproxy.movers.interface import Job, Place
 from awesomeproxy.movers.shell import Shell
+from awesomeproxy.movers.warrant import Warrant
 
 Loader = Callable[[int], Carriage]
+Maker = Callable[[int, Warrant], Any]
 
 
 class Loading:
     """Makes carriages."""
 
     def __init__(
-        self, reactor: Any, world: World, shell: Callable[[str], Shell], scratch: str
+        self,
+        reactor: Any,
+        world: World,
+        shell: Callable[[str], Shell],
+        scratch: str,
+        identity: str,
     ) -> None:
         """
         :param shell: what runs commands on a node.
         :param scratch: a directory for what movers have to keep.
+        :param identity: what no other daemon has, for files on nodes.
         """
         self._reactor = reactor
         self._world = world
         self._shell = shell
         self._scratch = scratch
+        self._identity = identity
 
     def loader(self, plan: Plan) -> Loader | None:
         """What makes the carriage of ``plan``, given the migration's number.
@@ -43,9 +53,19 @@ class Loading:
         arriving = list(self._stands(plan, "target"))
         if not makers and not leaving and not arriving:
             return None
-        return lambda number: Carriage([make(number) for make in makers], leaving, arriving)
 
-    def _makers(self, plan: Plan) -> Iterator[Callable[[int], Any]]:
+        def load(number: int) -> Carriage:
+            warrant = Warrant(f"awesomeproxy-{self._identity}-{number}")
+            source, target = (
+                [replace(stand, shell=stand.shell.under(warrant)) for stand in side]
+                for side in (leaving, arriving)
+            )
+            movers = [make(number, warrant) for make in makers]
+            return Carriage(movers, source, target, warrant)
+
+        return load
+
+    def _makers(self, plan: Plan) -> Iterator[Maker]:
         travelling = {m.name.removeprefix(FILESYSTEM) for m in plan.moving if not m.has_gate}
         for member in plan.moving:
             if not member.has_gate:
@@ -57,7 +77,7 @@ class Loading:
                 if database.mover and database.filesystem not in travelling:
                     yield self._database(member)
 
-    def _filesystem(self, member: Member) -> Callable[[int], Any]:
+    def _filesystem(self, member: Member) -> Maker:
         name = member.name.removeprefix(FILESYSTEM)
         filesystem = self._world.filesystems.get(name)
         if filesystem is None:
@@ -75,7 +95,7 @@ class Loading:
             name, filesystem.mover, place(member.source), place(member.target), filesystem.options
         )
 
-    def _database(self, member: Member) -> Callable[[int], Any]:
+    def _database(self, member: Member) -> Maker:
         name = member.name.removeprefix(DATABASE)
         database = self._world.databases[name]
 
@@ -93,17 +113,20 @@ class Loading:
             name, database.mover, place(member.source), place(member.target), database.options
         )
 
-    def _maker(
-        self, name: str, mover: str, source: Place, target: Place, options: Any
-    ) -> Callable[[int], Any]:
+    def _maker(self, name: str, mover: str, source: Place, target: Place, options: Any) -> Maker:
         kind = finding.find(mover)
         if kind is None:
             raise Unmovable(f"{name}: there is no mover {mover!r}; install the package that has it")
         if options is None:
             options = kind.options.make()
-        return lambda number: kind.make(
-            Job(name, number, source, target, options, self._reactor, self._scratch)
-        )
+
+        def make(number: int, warrant: Warrant) -> Any:
+            one, two = (
+                replace(place, shell=place.shell.under(warrant)) for place in (source, target)
+            )
+            return kind.make(Job(name, number, one, two, options, self._reactor, self._scratch))
+
+        return make
 
     def _stands(self, plan: Plan, side: str) -> Iterator[Stand]:
         for member in plan.moving:

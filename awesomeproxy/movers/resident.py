@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from awesomeproxy.movers.shell import TIME, Gone, Shell, ShellError
+from awesomeproxy.movers.warrant import PERMIT
 
 IDLE = 60  # seconds
 # Takes its program from its input, as many bytes as it is told, and then question by question.
-_LOAD = """
+_LOAD = f"""
 import json, signal, sys
+{PERMIT}
 size, idle, name = sys.argv[1:]
 exec(compile(sys.stdin.buffer.read(int(size)), name, "exec"))
 while True:
@@ -26,11 +28,15 @@ while True:
     signal.alarm(0)
     if not asked:
         break
+    warrant, words = json.loads(asked)
+    lock = None
     try:
-        words = json.loads(asked)
+        lock = permit(*warrant) if warrant else None
         answer = [True, answer_to(*words) if words else None]
     except OSError as problem:
         answer = [False, str(problem)]
+    if lock is not None:
+        lock.close()
     print(json.dumps(answer), flush=True)
 """
 
@@ -64,7 +70,9 @@ class Resident:
         :param time: seconds that it may take.
         :raise ShellError: what it says is wrong, or why it does not answer.
         """
-        question = json.dumps(words).encode()
+        warrant = None if self._shell.local else self._shell.warrant
+        permit = [warrant.name, warrant.withdrawn] if warrant is not None else None
+        question = json.dumps([permit, words]).encode()
         try:
             said = await self._stay().ask(question, time)
         except Gone:

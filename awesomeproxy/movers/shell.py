@@ -10,6 +10,7 @@ and are given up when the other side has been silent for some seconds.
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import signal
@@ -25,6 +26,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
 from awesomeproxy.model import Reach as Reach  # for whoever makes a shell
+from awesomeproxy.movers.warrant import Warrant
 
 TIME = 60.0  # seconds that a command may take, unless it says otherwise
 ALIVE = 2  # seconds between asking a silent node whether it is there
@@ -66,6 +68,7 @@ class Shell:
         self.reach = reach
         self._reactor = reactor
         self._control = control
+        self.warrant: Warrant | None = None
         self._staying: dict[tuple[str, ...], Stay] = {}
 
     def __repr__(self) -> str:
@@ -75,6 +78,15 @@ class Shell:
     def local(self) -> bool:
         """Whether it is this node."""
         return not self.reach.ssh
+
+    def under(self, warrant: Warrant) -> Shell:
+        """The same, for commands that another node carries out only under ``warrant``.
+
+        It shares this one's connections, and what stays.
+        """
+        shell = copy.copy(self)
+        shell.warrant = warrant
+        return shell
 
     def ssh(self) -> list[str]:
         """The words of an ssh command up to, and without, the destination."""
@@ -90,6 +102,11 @@ class Shell:
         if self.local:
             return list(argv)
         return [*self.ssh(), self.reach.ssh, "--", shlex.join(argv)]
+
+    def _warranted(self, argv: Sequence[str]) -> list[str]:
+        """The same, if its warrant permits it when it gets there."""
+        late = self.warrant is not None and not self.local
+        return self.command(self.warrant.around(argv) if self.warrant and late else argv)
 
     async def run(
         self,
@@ -110,7 +127,7 @@ class Shell:
         says = self.says(argv)
         if env:
             argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
-        running = _Running(self._reactor, self.command(argv), says, heard)
+        running = _Running(self._reactor, self._warranted(argv), says, heard)
         try:
             return (await running.start(input, time)).decode(errors="replace")
         except BaseException:
@@ -134,8 +151,8 @@ class Shell:
         :return: how many there were.
         :raise ShellError: one of them has failed, or both together have taken too long.
         """
-        sender = _Running(self._reactor, self.command(argv), self.says(argv))
-        taker = _Running(self._reactor, to.command(to_argv), to.says(to_argv))
+        sender = _Running(self._reactor, self._warranted(argv), self.says(argv))
+        taker = _Running(self._reactor, to._warranted(to_argv), to.says(to_argv))
         relay = _Relay(self._reactor)
         meter = LoopingCall(lambda: progress(relay.size))
         meter.clock = self._reactor
@@ -160,6 +177,8 @@ class Shell:
 
     def stay(self, *argv: str, first: bytes = b"") -> Stay:
         """The command ``argv``, which stays until the shell is closed, or it ends by itself.
+
+        It asks for no warrant: whoever asks it something has to.
 
         :param first: what it is given to read when it is started; one that runs is taken as it is.
         """
@@ -198,7 +217,7 @@ class Gone(ShellError):
 class Stay:
     """A command that answers each line it reads with a line, in turn."""
 
-    def __init__(self, reactor: Any, argv: list[str], says: str, first: bytes) -> None:
+    def __init__(self, reactor: Any, argv: Sequence[str], says: str, first: bytes) -> None:
         self._reactor = reactor
         self._heard = b""
         self._open: list[Deferred[bytes]] = []  # questions, the oldest first
@@ -317,7 +336,7 @@ class _Running(ProcessProtocol):
     def __init__(
         self,
         reactor: Any,
-        argv: list[str],
+        argv: Sequence[str],
         says: str,
         heard: Callable[[bytes], None] = lambda piece: None,
     ) -> None:

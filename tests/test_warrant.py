@@ -1,0 +1,128 @@
+"""What keeps a migration's commands from being carried out when they come too late."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from daemon_stage import twisted_fixture, twisted_test
+from servers_stage import Servers, two_servers
+from ssh_stage import SshStage, an_ssh_stage, descendants
+from stage_waiting import reactor, until
+from twisted.internet.defer import Deferred
+
+from awesomeproxy.identity import identity
+from awesomeproxy.movers.errands import Errands
+from awesomeproxy.movers.shell import Reach, Shell, ShellError
+from awesomeproxy.movers.warrant import Warrant
+
+ssh = twisted_fixture(an_ssh_stage)
+servers = twisted_fixture(two_servers)
+
+
+@pytest.fixture
+def sockets() -> Iterator[str]:
+    """A directory with a short path."""
+    with tempfile.TemporaryDirectory(prefix="ssh-") as directory:
+        yield directory
+
+
+async def a_far_shell(servers: Servers, sockets: str) -> AsyncIterator[tuple[Shell, Warrant]]:
+    """One on a server, and the warrant that it has."""
+    warrant = Warrant("awesomeproxy-test-1")
+    shell = Shell(reactor, Reach("one", "one", f"{servers.keys}/ssh_config"), sockets)
+    yield shell.under(warrant), warrant
+    await shell.close()
+
+
+far = twisted_fixture(a_far_shell)
+
+
+@twisted_test
+async def test_a_question_that_the_network_kept_is_not_answered_once_it_is_undone(
+    servers: Servers, far: tuple[Shell, Warrant], tmp_path: Path
+) -> None:
+    """It comes when the network is whole again, over the connection that was given up."""
+    shell, warrant = far
+    errands = Errands(shell, "web")
+    await errands.run("true")
+    sshd = servers.one.processes[-1].pid
+    old = descendants(sshd)
+    servers.one.cut()
+    with pytest.raises(ShellError):
+        await errands.run("touch", str(tmp_path / "late"))
+    warrant.withdraw()
+    undoing = Deferred.fromCoroutine(errands.run("touch", str(tmp_path / "undone")))
+    servers.one.cut(off=False)
+    await undoing
+    await until(lambda: not set(old) & set(descendants(sshd)), "the end of the old connection")
+    assert (tmp_path / "undone").exists()
+    assert not (tmp_path / "late").exists()
+
+
+@twisted_test
+async def test_what_is_undone_is_not_done_any_more(ssh: SshStage, tmp_path: Path) -> None:
+    """Whether it is a command, one end of a pipe, or a question; other migrations go on."""
+    shell = ssh.shell()
+    mine = shell.under(Warrant("awesomeproxy-test-7"))
+    undoing, others = Warrant("awesomeproxy-test-7"), Warrant("awesomeproxy-test-77")
+    undoing.withdraw()
+    assert repr(undoing) == "<Warrant awesomeproxy-test-7: withdrawn>"
+    done = tmp_path / "done"
+    await mine.run("touch", str(done))
+    await Errands(mine, "web").run("rm", str(done))
+    assert await shell.under(undoing).run("echo", "undone") == "undone\n"
+    for late in (mine.run("touch", str(done)), Errands(mine, "web").run("touch", str(done))):
+        with pytest.raises(ShellError, match="it comes too late: this was undone"):
+            await late
+    with pytest.raises(ShellError, match="it comes too late: this was undone"):
+        await mine.pipe(["cat", "/dev/zero"], mine, ["tee", str(done)], time=60.0)
+    assert not done.exists()
+    for still in (shell.under(undoing), shell.under(others), shell):
+        await still.run("true")
+        await Errands(still, "web").run("true")
+
+
+@twisted_test
+async def test_who_undoes_waits_for_what_is_being_done(ssh: SshStage, tmp_path: Path) -> None:
+    """By one that was asked before, over whichever connection."""
+    begun, done = tmp_path / "begun", tmp_path / "done"
+    slow = Errands(ssh.shell(shared=False).under(Warrant("awesomeproxy-test-8")), "web")
+    slowly = f"touch {begun}; sleep 1; touch {done}"
+    running = Deferred.fromCoroutine(slow.run("sh", "-c", slowly))
+    await until(begun.exists, "the command")
+    warrant = Warrant("awesomeproxy-test-8")
+    warrant.withdraw()
+    await Errands(ssh.shell(shared=False).under(warrant), "web").run("test", "-e", str(done))
+    await running
+
+
+@twisted_test
+async def test_a_warrant_without_a_directory_of_the_users_is_in_tmp(
+    ssh: SshStage, tmp_path: Path
+) -> None:
+    """Here nothing needs one: what is given up here is ended here."""
+    warrant = Warrant("awesomeproxy-test-9")
+    assert warrant.around(["true"])[-2:] == ["awesomeproxy-test-9", "true"]
+    here = Shell(reactor, Reach("here")).under(warrant)
+    warrant.withdraw()
+    assert await here.run("echo", "here") == "here\n"
+    words = [*warrant.around(["sh", "-c", "ls /tmp/awesomeproxy-test-9"])]
+    said = await Shell(reactor, Reach("here")).run("env", "XDG_RUNTIME_DIR=/nowhere", *words)
+    assert said == "/tmp/awesomeproxy-test-9\n"
+    Path("/tmp/awesomeproxy-test-9").unlink()
+
+
+def test_a_daemon_is_called_the_same_as_long_as_it_keeps_its_state(tmp_path: Path) -> None:
+    """And like no other."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    called = identity(one)
+    assert called.isalnum()
+    assert identity(one) == called
+    assert identity(two) != called
+    (one / "identity").write_text("")  # a crash may leave that
+    assert identity(one).isalnum()
