@@ -295,8 +295,12 @@ async def test_a_pooler_goes_on_whoever_ends_the_pause(stage: Stage) -> None:
         # Not whether it is paused now: on a busy machine the pause can end while it is asked.
         assert "PAUSE 'shop' command issued" in (bouncer.directory / "log").read_text()
         await until_async(partial(awake, bouncer), "the end of the pause")
-        (shop,) = (await daemon.ask("status"))["databases"]
-        assert shop["mode"] == "open"
+
+        async def opened() -> bool:
+            (shop,) = (await daemon.ask("status"))["databases"]
+            return bool(shop["mode"] == "open")
+
+        await until_async(opened, "the database")
         await daemon.kill()
         console = PgBouncer(Shell(reactor, Reach("here")), settings(bouncer))
         await console.pause(5.0)

@@ -35,7 +35,7 @@ RUN = (  # by movers, in steps, on nodes
     ("sync", HELPER),
     ("attach", "psql"),
     ("attach", HELPER),
-    ("compare", "rsync"),
+    ("compare", HELPER),
     ("clean", "psql"),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,37 +29,34 @@ def sockets() -> Iterator[str]:
         yield directory
 
 
-async def a_far_shell(servers: Servers, sockets: str) -> AsyncIterator[tuple[Shell, Warrant]]:
-    """One on a server, and the warrant that it has."""
-    warrant = Warrant("awesomeproxy-test-1")
-    shell = Shell(reactor, Reach("one", "one", f"{servers.keys}/ssh_config"), sockets)
-    yield shell.under(warrant), warrant
-    await shell.close()
-
-
-far = twisted_fixture(a_far_shell)
-
-
 @twisted_test
 async def test_a_question_that_the_network_kept_is_not_answered_once_it_is_undone(
-    servers: Servers, far: tuple[Shell, Warrant], tmp_path: Path
+    servers: Servers, sockets: str, tmp_path: Path
 ) -> None:
     """It comes when the network is whole again, over the connection that was given up."""
-    shell, warrant = far
-    errands = Errands(shell, "web")
+    one = Reach("one", "one", f"{servers.keys}/ssh_config")
+    # It is patient, so that the connection does not end with what it has kept.
+    shell, warrant = Shell(reactor, one, sockets, alive=600), Warrant("awesomeproxy-test-1")
+    errands = Errands(shell.under(warrant), "web")
     await errands.run("true")
-    sshd = servers.one.processes[-1].pid
-    old = descendants(sshd)
+    old = descendants(servers.one.processes[-1].pid)
     servers.one.cut()
-    with pytest.raises(ShellError):
-        await errands.run("touch", str(tmp_path / "late"))
-    warrant.withdraw()
-    undoing = Deferred.fromCoroutine(errands.run("touch", str(tmp_path / "undone")))
+    with pytest.raises(ShellError, match="no answer"):
+        await errands.run("touch", str(tmp_path / "late"), time=1.0)
     servers.one.cut(off=False)
-    await undoing
-    await until(lambda: not set(old) & set(descendants(sshd)), "the end of the old connection")
+    warrant.withdraw()
+    other = Shell(reactor, one)
+    await Errands(other.under(warrant), "web").run("touch", str(tmp_path / "undone"))
+    await other.close()
+    await shell.close()
+    await until(lambda: not any(map(runs, old)), "the end of the old connection")
     assert (tmp_path / "undone").exists()
     assert not (tmp_path / "late").exists()
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process."""
+    return Path(f"/proc/{pid}").exists()
 
 
 @twisted_test
