@@ -77,6 +77,7 @@ class Carriage:
         self._leaving = leaving
         self._arriving = arriving
         self._warrant = warrant
+        self.has_services = bool(leaving)
         self.carried = 0  # bytes
 
     def begin_undoing(self) -> None:
