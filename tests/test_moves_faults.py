@@ -27,7 +27,7 @@ from awesomeproxy.migrate.steps import ORDER
 
 servers = twisted_fixture(two_servers)
 
-HELPER = "python3"  # what closes directories; a new one may take its place
+HELPER = "python3"  # what closes and compares directories; a new one may take its place
 RUN = (  # by movers, in steps, on nodes
     ("check", "psql"),
     ("presync", "rsync"),
@@ -37,7 +37,7 @@ RUN = (  # by movers, in steps, on nodes
     ("sync", HELPER),
     ("attach", "psql"),
     ("attach", HELPER),
-    ("compare", "rsync"),
+    ("compare", HELPER),
     ("clean", "psql"),
 )
 
