@@ -142,6 +142,8 @@ def install(data: Path) -> None:
             "--user=root",
             "--auth-root-authentication-method=socket",
             "--skip-test-db",
+            "--innodb-log-file-size=8M",
+            "--innodb-flush-method=nosync",
         ],
         check=True,
         # A server that starts takes temporary tables away, those of others, too.

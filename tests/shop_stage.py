@@ -38,6 +38,7 @@ class Shop:
     servers: Servers
     port: int  # of the database's listener
     at: Server  # where it is
+    name: str = "shop"
 
     @classmethod
     async def build(cls, servers: Servers, method: str, more: str = "") -> Shop:
@@ -141,7 +142,7 @@ class Shop:
             ]
         return "\n".join(lines)
 
-    def orders(self, server: Server) -> Counter[int]:
+    def rows(self, server: Server) -> Counter[int]:
         """The rows that are there, and how often."""
         return Counter(map(int, self.psql(server, "shop", "SELECT number FROM orders").split()))
 
@@ -157,7 +158,7 @@ async def passes(shop: Shop, load: Load, server: Server) -> None:
     """Nothing has failed, and each order that was acknowledged is there once, row and file."""
     result = await load.passes()
     acknowledged = set(result.acknowledged())
-    orders = shop.orders(server)
-    assert acknowledged <= set(orders)
-    assert set(orders.values()) == {1}
+    rows = shop.rows(server)
+    assert acknowledged <= set(rows)
+    assert set(rows.values()) == {1}
     assert acknowledged <= shop.files(server)

@@ -99,6 +99,19 @@ async def test_the_first_failure_ends_the_others() -> None:
     assert ended[2:] == ["three", "four"]
 
 
+@pytest.mark.parametrize("step", ["detach", "clean", "abandon"])
+@twisted_test
+async def test_what_cannot_be_tidied_up_keeps_no_other_from_it(step: str) -> None:
+    """It is told when the others are done."""
+    script = Script(faults={f"{step} data": [MoverError("no such luck")]}, hangs={f"{step} shop"})
+    running = Deferred.fromCoroutine(getattr(carriage(script), step)())
+    assert script.said == [f"{step} data", f"{step} shop"]
+    running.cancel()
+    with pytest.raises(MoverError, match="no such luck"):
+        await running
+    assert script.said[2:] == [f"end {step} shop"]
+
+
 @twisted_test
 async def test_a_cancellation_ends_all_of_them() -> None:
     """Nothing is left running, and who takes its time to end is waited for."""

@@ -9,11 +9,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from carrying_stage import DATA, MAX_PAUSE, House, Told, a_house, migration
+from carrying_stage import DATA, MAX_PAUSE, PLAN, House, Told, a_house, migration
 from daemon_stage import twisted_test
 from twisted.internet.defer import Deferred
 
-from awesomeproxy.migrate.engine import LEAVE_IN, UNDO_TARGET, LeftUnfinished, RolledBack
+from awesomeproxy.migrate.engine import (
+    LEAVE_IN,
+    LOOK_EVERY,
+    START_IN,
+    UNDO_TARGET,
+    LeftUnfinished,
+    RolledBack,
+)
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.model import Ledger, Mode, Placement
 from awesomeproxy.movers.interface import MoverError
@@ -48,8 +55,11 @@ async def is_whole(house: House) -> None:
     assert not house.reactor.getDelayedCalls()
 
 
-def undone(house: House, step: str) -> None:
-    """What was begun was undone, the last of it first, and all of it before the site opened."""
+def undone(house: House, step: str, *then: str) -> None:
+    """What was begun was undone, the last of it first, and all of it before the site opened.
+
+    :param then: what was done between the two.
+    """
     said = house.script.steps()
     if step in BEFORE_THE_HOLD:
         assert said[-1] == "abandon data"
@@ -59,7 +69,7 @@ def undone(house: House, step: str) -> None:
     wanted = ["stop blog@two"] if "start" in begun else []
     wanted += ["detach data"] if "attach" in begun else []
     wanted += ["unfence data"] if "fence" in begun else []
-    wanted += ["start blog@one", *OPENS, "abandon data"]
+    wanted += ["start blog@one", *then, *OPENS, "abandon data"]
     assert said[-len(wanted) :] == wanted
 
 
@@ -188,7 +198,8 @@ async def test_a_target_that_never_gets_well_leads_back() -> None:
     for _ in range(10):
         house.reactor.advance(0.1)
     assert "two is ill" in str(await ends(running, "verify"))
-    undone(house, "start")
+    placed_back = [f"{DATA} holding n1", "blog holding one"]
+    undone(house, "start", *placed_back)
     await is_whole(house)
 
 
@@ -276,6 +287,29 @@ async def test_the_source_is_unfenced_however_often_that_takes(undo: str, step: 
         house.reactor.advance(1)
     await ends(running, "sync")
     assert told.text.count(f"{step}: not yet") == 5
+    await is_whole(house)
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+@twisted_test
+async def test_services_that_were_started_again_have_time_to_be_well(recovers: bool) -> None:
+    """Nobody is sent there before, unless they never are."""
+    house = await a_house(Placement("database:shop", "one"))
+    house.script.faults["sync"] = [MoverError("no")]
+    house.ill = {"one"}
+    plan = Plan(PLAN.main, (*PLAN.along, Member("database:shop", "one", "one")))
+    running = Deferred.fromCoroutine(migration(house, plan=plan).run())
+    house.reactor.advance(START_IN - 0.1)
+    assert house.is_at("blog") == ["holding one"]
+    assert house.admitted == ["database:shop"]
+    if recovers:
+        house.ill.clear()
+        house.reactor.advance(LOOK_EVERY)
+    else:
+        house.reactor.pump([0.1, 0.1])
+    assert house.is_at("blog") == ["open one"]
+    assert not house.admitted
+    await ends(running, "sync")
     await is_whole(house)
 
 

@@ -227,10 +227,27 @@ async def test_a_copy_that_cannot_follow_is_made_anew(stage: MariadbStage) -> No
 @twisted_test
 async def test_a_second_copy_does_not_follow_beside_the_first(stage: MariadbStage) -> None:
     """A server has one position for all its connections."""
-    await stage.execute(ONE, TABLE)
-    await stage.carry(1, "presync", method="replicate")
+    await stage.execute(ONE, TABLE, "CREATE DATABASE other", "CREATE TABLE other.t (a INT)")
+    other = replace(stage, database="other")
+    await other.carry(1, "presync", method="replicate")
     with pytest.raises(MoverError, match="another database is on its way"):
         await stage.mover(2, method="replicate").check()
+    await other.undo(1, method="replicate")
+
+
+@pytest.mark.parametrize("method", ["replicate", "dump"])
+@twisted_test
+async def test_a_copy_that_nobody_could_end_is_in_nobodys_way(
+    stage: MariadbStage, method: str
+) -> None:
+    """The target was out of reach when the migration was rolled back; the next one ends it."""
+    await stage.execute(ONE, TABLE)
+    await stage.fill(ONE, 3)
+    await stage.carry(1, "presync", method="replicate")
+    await stage.carry(2, method=method)
+    await stage.step("clean", 2, method=method)
+    assert await stage.numbers(TWO) == [1, 2, 3]
+    assert await stage.leftovers(TWO) == []
 
 
 # What is refused

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from daemon_stage import twisted_fixture, twisted_test
+from daemon_stage import reactor, twisted_fixture, twisted_test
 from mapping_writer import HoldsMapping
 from mover_contract import FilesystemContract
 from mover_stage import ONE, STEPS, TWO
@@ -17,7 +17,9 @@ from ssh_stage import SshStage, an_ssh_stage
 from zfs_stage import ZfsStage, Zone, pool, zfs_fuse
 
 from awesomeproxy.movers.interface import MoverError
+from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.movers.zfs import ZfsOptions, dataset_name
+from awesomeproxy.movers.zfs_dataset import Dataset
 
 ssh = twisted_fixture(an_ssh_stage)
 
@@ -187,6 +189,20 @@ async def test_a_target_that_has_gone_its_own_way(stage: ZfsStage, how: str) -> 
     await stage.move(3, source=TWO, target=ONE)
     assert (one / "file").read_bytes() == b"first"
     assert stage.takes(ONE)
+
+
+@twisted_test
+async def test_a_look_that_fails_finds_nothing(stage: ZfsStage) -> None:
+    """It is not as if somebody had written: who believes that takes it back."""
+    place = stage.place(ONE)
+    dataset = Dataset(reactor, place.shell, stage.datasets[ONE], "site")
+    await dataset.take("known")
+    assert not await dataset.changed_since("known")
+    with pytest.raises(ShellError, match="what was written since @unknown"):
+        await dataset.changed_since("unknown")
+    (stage.path(ONE) / "new").write_bytes(b"new")
+    await dataset.settle()
+    assert await dataset.changed_since("known")
 
 
 @twisted_test

@@ -8,7 +8,7 @@ fails, is lost, or there twice.
 from __future__ import annotations
 
 from daemon_stage import twisted_fixture, twisted_test
-from fault_stage import DONE, UNDONE, Moving, a_shop, orders, sleep
+from fault_stage import DONE, UNDONE, Moving, a_shop, sleep, writes
 from servers_stage import Servers, two_servers
 from shop_stage import passes
 
@@ -22,7 +22,7 @@ BLIP = 2.0  # seconds without a network that ssh gets over
 async def test_the_network_fails_for_some_seconds_at_every_step(servers: Servers) -> None:
     """The cable of the target, and that of the source, are pulled for a while."""
     shop = await a_shop(servers)
-    load = orders(shop)
+    load = writes(shop)
     await load.flows()
     for side in ("target", "source"):
         first, *others = ("presync", "drain", "sync", "attach", "compare", "start", "clean")
@@ -43,7 +43,7 @@ async def test_the_network_fails_for_some_seconds_at_every_step(servers: Servers
 async def test_the_network_stays_away_until_the_migration_gives_up(servers: Servers) -> None:
     """Without the target the source serves, without the source it is waited for."""
     shop = await a_shop(servers)
-    load = orders(shop)
+    load = writes(shop)
     await load.flows()
     moving = Moving(shop, "attach")
     await moving.stops()
@@ -80,7 +80,7 @@ async def test_the_network_stays_away_until_the_migration_gives_up(servers: Serv
 async def test_the_disk_of_the_target_is_full_at_every_step(servers: Servers) -> None:
     """What does not fit is undone, and fits when there is room."""
     shop = await a_shop(servers)
-    load = orders(shop)
+    load = writes(shop)
     await load.flows()
     for step, disk in (("check", WWW), ("presync", WWW), ("sync", WWW), ("sync", DATABASE)):
         moving = Moving(shop, step)

@@ -77,6 +77,7 @@ class Carriage:
         self._leaving = leaving
         self._arriving = arriving
         self._warrant = warrant
+        self.has_services = bool(leaving)
         self.carried = 0  # bytes
 
     def begin_undoing(self) -> None:
@@ -145,7 +146,7 @@ class Carriage:
 
     async def detach(self) -> None:
         """Undo that."""
-        await self._all(lambda mover: mover.detach())
+        await self._each(lambda mover: mover.detach())
 
     async def start_target(self) -> None:
         """Start the services at the target."""
@@ -163,11 +164,11 @@ class Carriage:
 
     async def clean(self) -> None:
         """Tidy up after the commit."""
-        await self._all(lambda mover: mover.clean())
+        await self._each(lambda mover: mover.clean())
 
     async def abandon(self) -> None:
         """Tidy up after a rollback."""
-        await self._all(lambda mover: mover.abandon())
+        await self._each(lambda mover: mover.abandon())
 
     async def _carry(
         self, step: Callable[[Any, Progress], Coroutine[Any, Any, int]], progress: Progress
@@ -189,3 +190,7 @@ class Carriage:
     async def _all(self, step: Callable[[Any], Coroutine[Any, Any, T]]) -> list[T]:
         """``step`` of every mover at the same time; the first failure ends the others."""
         return await together([step(mover) for mover in self._movers])
+
+    async def _each(self, step: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+        """The same of what undoes or tidies up: one that cannot keeps no other from it."""
+        await together([step(mover) for mover in self._movers], whole=True)

@@ -49,7 +49,7 @@ from awesomeproxy.migrate.ledger import Account
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.prediction import Round, predict_all
 from awesomeproxy.migrate.steps import WHAT, begun
-from awesomeproxy.model import Ledger, Placement
+from awesomeproxy.model import Ledger, Mode, Placement
 from awesomeproxy.registry.interface import Entry, RegistryError
 
 log = Logger()
@@ -362,6 +362,8 @@ class Migration:
             self._carriage.begin_undoing()
         await self._hook("before", "roll back")
         left = await self._undo(reached or step)
+        if self._carriage is not None and begun("stop", reached or step):
+            await self._revive(self._carriage)
         by = f"{self._by} (rolled back)"
         last = await self._barrier.open(self._barrier.back(), by, self._opened)
         await self._until_released()
@@ -397,6 +399,36 @@ class Migration:
             if begun(name, step):
                 await self._until_done(name, undo)
         return left
+
+    async def _revive(self, carriage: Carriage) -> None:
+        """Give services that were started again at the source the time to be well.
+
+        If they are not in the end, the source serves nevertheless: there the data is.
+        """
+        if not carriage.has_services:
+            return
+        self._barrier.adopt()  # or who tries a database would come to the target
+        try:
+            await self._endure(self._until_well())
+        except Exception as problem:
+            self._trouble("stop", problem)
+        self._host.dismiss(self.plan)
+
+    async def _until_well(self) -> None:
+        back, late = self._barrier.back(), self._host.reactor.seconds() + START_IN
+        await self._host.admit(self.plan.reversed())
+        for member in self.plan.moving:
+            # Who was paused before is not asked anything.
+            while member.has_gate and back[member.name].mode is Mode.OPEN:
+                try:
+                    await self._host.check(member.name, member.source)
+                    break
+                except CancelledError:
+                    raise
+                except Exception:
+                    if self._host.reactor.seconds() > late:
+                        raise
+                await deferLater(self._host.reactor, LOOK_EVERY)
 
     async def _until_done(self, step: str, work: Work) -> None:
         """Do what has to be done, however often that takes."""

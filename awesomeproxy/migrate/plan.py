@@ -20,6 +20,10 @@ class Member:
     source: str
     target: str
 
+    def reversed(self) -> Member:
+        """The way back."""
+        return Member(self.name, self.target, self.source)
+
     @property
     def moves(self) -> bool:
         """Whether it is somewhere else afterwards."""
@@ -47,6 +51,10 @@ class Plan:
 
     main: Member
     along: tuple[Member, ...] = ()
+
+    def reversed(self) -> Plan:
+        """The way back."""
+        return Plan(self.main.reversed(), tuple(member.reversed() for member in self.along))
 
     @property
     def members(self) -> tuple[Member, ...]:

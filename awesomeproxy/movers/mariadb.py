@@ -163,6 +163,8 @@ class MariadbMover:
     async def _make_room(self) -> None:
         """An empty database for the copy, in place of one that was begun, and of older ones."""
         await self._following.end()
+        if self.job.source.settings.replication is not None:
+            await self._following.end_left()
         copy = self._copy.place
         old = re.compile(rf"{OURS}\d+_{self._sum}_closed")
         for each in await self._target.databases():

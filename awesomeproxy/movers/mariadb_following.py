@@ -114,7 +114,7 @@ class Following:
         """
         for status in await self.target.named("SHOW ALL SLAVES STATUS"):
             other = status["Connection_name"]
-            if other == self.called:
+            if other == self.called or self._is_left(status):
                 continue
             what = (
                 "another database is on its way there"
@@ -125,6 +125,31 @@ class Following:
                 f"{self.target.node} cannot follow {self.database!r}: {what}, and a server has "
                 'one position for all; wait for its end, or write method = "dump"'
             )
+
+    def _is_left(self, status: dict[str, str]) -> bool:
+        """Whether a connection is what an earlier migration of the database could not end."""
+        other, replication = status["Connection_name"], self.source.place.settings.replication
+        same = other.rpartition("_")[2] == self.called.rpartition("_")[2]  # sum of its name
+        return (
+            other.startswith(OURS)
+            and other != self.called
+            and same
+            and (status["Master_Host"], status["Master_Port"])
+            == (replication.host, str(replication.port))
+        )
+
+    async def end_left(self) -> None:
+        """End what earlier migrations of the database could not, for want of the target."""
+        for status in await self.target.named("SHOW ALL SLAVES STATUS"):
+            if self._is_left(status):
+                called = status["Connection_name"]
+                place = called + self.place.removeprefix(self.called)
+                left = Following(
+                    self.source, self.target, self.database, place, called, self._reactor
+                )
+                await left.end()
+                await left.drop_account()
+                await self.target.change(f"DROP DATABASE IF EXISTS {name(place)}")
 
     async def connect(self) -> None:
         """Connect, or connect anew, from where the copy is."""

@@ -1,4 +1,4 @@
-"""Several things done at the same time, of which the first that fails ends the others."""
+"""Several things done at the same time, and what becomes of the others when one fails."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from twisted.python.failure import Failure
 T = TypeVar("T")
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def together(work: Sequence[Coroutine[Any, Any, T]], *, whole: bool = False) -> list[T]:
     """What all of ``work`` returns, done at the same time.
 
     The first that fails, or a cancellation, ends the others; nothing is left running.
+
+    :param whole: a failure does not end the others; it is raised when they have ended.
     """
-    all_of_it = _Together(work)
+    all_of_it = _Together(work, whole)
     await all_of_it
     problems = sorted(all_of_it.problems, key=lambda each: isinstance(each, CancelledError))
     if problems:
@@ -30,8 +32,9 @@ class _Together(Deferred[None]):
     None is cancelled twice: that would break off how it ends what it has started.
     """
 
-    def __init__(self, work: Sequence[Coroutine[Any, Any, Any]]) -> None:
+    def __init__(self, work: Sequence[Coroutine[Any, Any, Any]], whole: bool) -> None:
         super().__init__()
+        self._whole = whole
         self.results: dict[int, Any] = {}
         self.problems: list[BaseException] = []
         self._left = len(work)
@@ -56,7 +59,8 @@ class _Together(Deferred[None]):
     def _failed(self, failure: Failure) -> None:
         assert failure.value is not None
         self.problems.append(failure.value)
-        self.cancel()
+        if not self._whole:
+            self.cancel()
         self._one_less()
 
     def _one_less(self) -> None:

@@ -19,6 +19,7 @@ from awesomeproxy.movers.trying import BUSY, while_busy
 # What `zfs send -i` prints when there is nothing to send: two records, BEGIN and END, of
 # 312 bytes each (dmu_replay_record_t in sys/zfs_ioctl.h).
 _NOTHING = 624
+_ENOUGH = 4096  # bytes of a stream that has something in it
 CLOSING = 1.0  # seconds until who has files open is taken to keep them so
 _PROBE = "awesomeproxy-probe"
 NO_SUCH_PROPERTY = 2  # what `zfs get` ends with for one that it does not know
@@ -61,18 +62,23 @@ _LOOKED_AT = (
 )
 # $1, $2: a filesystem, and the label of a snapshot of it; $3: "old", if this version is known not
 # to tell how much was written since; $4: "leave" what is taken for the look.
-# Prints that, or how long a stream from there to now is.  What an earlier look has left is in
-# the way, and goes.
+# Prints that, or whether a stream from there to now has anything in it: of one that is broken off
+# early nothing can be said.  What an earlier look has left is in the way, and goes.
 _CHANGED = f"""
 if [ "$3" != old ]; then
     written=$(zfs get -Hp -o value "written@$2" "$1" 2>/dev/null) && echo written "$written" && exit
 fi
 zfs snapshot "$1@{_PROBE}" 2>/dev/null ||
     {{ zfs destroy "$1@{_PROBE}" 2>/dev/null; zfs snapshot "$1@{_PROBE}" || exit; }}
-echo stream "$(zfs send -i "@$2" "$1@{_PROBE}" | head -c 4096 | wc -c)"
+told=$({{ {{ zfs send -i "@$2" "$1@{_PROBE}"; echo $? >&3; }} | head -c {_ENOUGH} | wc -c; }} 3>&1)
+case $(echo $told) in
+"0 {_NOTHING}") echo stream same ;;
+"0 "* | *{_ENOUGH}*) echo stream other ;;
+*) echo "zfs send has failed, which was to tell what was written since @$2" >&2; exit 1 ;;
+esac
 [ "$4" = leave ] || zfs destroy "$1@{_PROBE}"
 """
-_UNCHANGED = (["written", "0"], ["stream", str(_NOTHING)])
+_UNCHANGED = (["written", "0"], ["stream", "same"])
 
 
 class Dataset:
