@@ -6,6 +6,7 @@ which migration that is.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -268,7 +269,7 @@ class Moves:
         reach = self._host.settings.nodes.get(node, Reach(node))
         if reach not in self._shells:
             if reach.ssh and not self._sockets:
-                self._sockets = tempfile.mkdtemp(prefix="awesomeproxy-ssh-")
+                self._sockets = _directory(identity(Path(self._host.settings.state_dir)))
             self._shells[reach] = Shell(self._host.reactor, reach, self._sockets)
         return self._shells[reach]
 
@@ -283,6 +284,18 @@ class Moves:
             await shell.close()
         if self._sockets:
             shutil.rmtree(self._sockets, ignore_errors=True)
+
+
+def _directory(called: str) -> str:
+    """A directory for sockets: their paths have to be short, which that of the state is not.
+
+    It is the same for the next daemon, so that one that is killed leaves nothing behind.
+    """
+    path = Path(tempfile.gettempdir()) / f"awesomeproxy-ssh-{called}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.lstat().st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to somebody else; remove it")
+    return str(path)
 
 
 def _addresses(name: str) -> list[str]:
