@@ -252,6 +252,23 @@ async def test_a_database_is_paused_with_who_uses_it(stage: Stage) -> None:
 
 
 @twisted_test
+async def test_a_database_whose_sites_do_not_drain_can_be_moved_later(stage: Stage) -> None:
+    """It was to be held, and never was; that is over when the migration is."""
+    daemon = await a_shop(stage)
+    slow = daemon.fetch("/later")
+    await stage.origins[0].has("/later")
+    moving = daemon.ask("migrate", site="database:shop", to="d2", max_pause=0.5)
+    await fails(moving, "rolled back in the step 'drain'")
+    (entry,) = (await daemon.ask("migrations"))["migrations"]
+    assert entry["state"] == "rolled back"
+    stage.origins[0].let_go()
+    assert (await slow).status == 200
+    await daemon.ask("pause", site="database:shop")
+    await daemon.ask("resume", site="database:shop")
+    assert (await daemon.ask("migrate", site="database:shop", to="d2"))["outcome"] == "done"
+
+
+@twisted_test
 async def test_the_end_of_a_databases_pause_outlasts_its_move(stage: Stage) -> None:
     """It was forgotten while it moved, not afterwards."""
     daemon = await a_shop(stage)
