@@ -184,6 +184,44 @@ async def test_a_daemon_that_stops_calls_off_what_hangs(stage: Stage) -> None:
     await running
 
 
+def told_by(failed: Failed) -> tuple[bool, object]:
+    """Whether a lost race is said to be over if the blog's is called off, and by whom it is."""
+    return "awesomeproxy abort blog" in str(failed), (failed.data.get("winner") or {}).get("by")
+
+
+@pytest.mark.parametrize(
+    ("step", "can_be", "by"),
+    [("hold", True, None), ("drain", True, "migrate to two"), ("clean", False, "migrate to two")],
+)
+@twisted_test
+async def test_who_comes_second_is_told_of_the_first(
+    stage: Stage, step: str, can_be: bool, by: str | None
+) -> None:
+    """Of what it was asked for, whoever goes along; of what it has done; and while it can be
+    called off, how."""
+    daemon = await a_shop(stage)
+    daemon.config.write_text(daemon.config.read_text() + slow(step))
+    await daemon.ask("reload")
+    before = {"hold": "check", "drain": "hold", "clean": "release"}[step]
+    moving = daemon.ask("migrate", site="blog", to="two", databases={"shop": "d2"})
+    await daemon.until_site(migration={"target": "two", "step": before})
+    first = await fails(daemon.ask("migrate", site="blog", to="one"), "blog is being migrated to")
+    assert told_by(first) == (can_be, by)
+    for asked in (
+        daemon.ask("pause", site="database:shop"),
+        daemon.ask("migrate", site="database:shop", to="d1"),
+    ):
+        second = await fails(
+            asked, f"database:shop goes along with blog to two ({before}); wait for it"
+        )
+        assert told_by(second) == (can_be, by)
+    if can_be:
+        await daemon.ask("abort", site="blog")
+        await fails(moving, "it was aborted")
+    else:
+        moving.addErrback(lambda failure: None)
+
+
 # Databases
 
 

@@ -26,7 +26,7 @@ from awesomeproxy.checking import unverified
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate import planning, steps
-from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
+from awesomeproxy.migrate.engine import LeftUnfinished, Migration, RolledBack
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable
 from awesomeproxy.model import DATABASE, Database, Placement, Site
@@ -98,11 +98,18 @@ def _winner(placement: Placement | None) -> Mapping[str, Any] | None:
 def _not_migrating(node: Node, name: str) -> None:
     migration = node.moves.of(name)
     if migration is not None:
+        site, target = migration.site, migration.target
+        moves = f"{name} is being migrated" if name == site else f"{name} goes along with {site}"
         raise CommandFailed(
-            f"{name} is being migrated to {migration.target} ({migration.step or 'ending'});"
-            f" wait for it, or call it off with: awesomeproxy resume {name}",
-            _winner(node.placements[name]),
+            f"{moves} to {target} ({migration.step or 'ending'}); {way_out(migration)}",
+            _winner(migration.placed(name)),
         )
+
+
+def way_out(migration: Migration) -> str:
+    """What to do about a migration that is in the way."""
+    off = f", or call it off with: awesomeproxy abort {migration.site}"
+    return "wait for it" + (off if migration.can_be_stopped else "")
 
 
 def _idle(node: Node, name: str) -> None:

@@ -144,6 +144,15 @@ class Migration:
         """What it was asked for."""
         return self.plan.main.name
 
+    @property
+    def can_be_stopped(self) -> bool:
+        """Whether it is not too late to call it off."""
+        return not self._final
+
+    def placed(self, name: str) -> Placement | None:
+        """What it has made of a member's placement; None: nothing yet."""
+        return self._barrier.placed(name)
+
     def stop(self, reason: str, *, leave: bool = False) -> bool:
         """Roll back, for ``reason``; False if it is too late for that.
 
