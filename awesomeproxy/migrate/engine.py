@@ -379,8 +379,11 @@ class Migration:
         if self._carriage is not None:
             for undo in left:
                 await self._tidy(undo)
-            self._begin("abandon")
-            await self._tidy(self._carriage.abandon)
+            # Before the first round there is nothing to tidy up; but a dead daemon's journal
+            # may say less than was done.
+            if self._left is not None or begun("presync", step):
+                self._begin("abandon")
+                await self._tidy(self._carriage.abandon)
         await self._hook("after", "roll back")
         self._begin("")
         ledger = self._ledger("rolled back", reason)
