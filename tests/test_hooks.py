@@ -131,6 +131,38 @@ async def test_a_rollback_has_hooks(stage: Stage, note: Path, tmp_path: Path) ->
 
 
 @twisted_test
+async def test_what_is_copied_and_abandoned_has_hooks(
+    stage: Stage, note: Path, tmp_path: Path
+) -> None:
+    """They come within the rollback; one that fails changes nothing of it."""
+    book = tmp_path / "book"
+    one, two = stage.two()
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+    noting = [
+        hook(step, when, note, book)
+        for step in ("roll back", "abandon")
+        for when in ("before", "after")
+    ]
+    daemon = await stage.serving(
+        '[filesystems.data]\nmover = "command"\nnode = "node1"',
+        *(f'options.{step} = ["true"]' for step in ("fence", "unfence", "sync")),
+        f'on.node1.path = "{tmp_path}/one"\non.n2.path = "{tmp_path}/two"',
+        '[sites.blog]\nhosts = ["blog.test"]\nbackend = "one"\nfilesystem = "data"',
+        f'backends.one = {{ servers = ["{one.url}"], node = "node1" }}',
+        f'backends.two = {{ servers = ["{two.url}"], node = "n2" }}',
+        *("[nodes.n2]", hook("sync", "before", "false")),
+        *(*noting, hook("abandon", "before", "false")),
+    )
+    with pytest.raises(Failed, match="rolled back in the step 'fence'"):
+        await daemon.ask("migrate", site="blog", to="two")
+    assert [words.removesuffix(" blog one two") for words, _ in noted(book)] == [
+        *("before roll back", "before abandon", "after abandon", "after roll back"),
+    ]
+    assert (await daemon.site())["backend"] == "one"
+
+
+@twisted_test
 async def test_hooks_are_for_those_that_they_name(stage: Stage) -> None:
     """A hook of another site's does not run."""
     daemon = await serving(stage, hook("hold", "before", "false", more='only = ["shop"]'))

@@ -382,8 +382,10 @@ class Migration:
             # Before the first round there is nothing to tidy up; but a dead daemon's journal
             # may say less than was done.
             if self._left is not None or begun("presync", step):
+                await self._hook("before", "abandon")
                 self._begin("abandon")
                 await self._tidy(self._carriage.abandon)
+                await self._hook("after", "abandon")
         await self._hook("after", "roll back")
         self._begin("")
         ledger = self._ledger("rolled back", reason)
