@@ -94,6 +94,19 @@ async def test_a_hook_that_fails_rolls_back(stage: Stage, step: str, when: str) 
 
 
 @twisted_test
+async def test_a_hook_before_everything_is_part_of_the_check(stage: Stage) -> None:
+    """For whoever calls it off, and for whoever comes second."""
+    daemon = await serving(stage, hook("check", "before", "sleep", "60", more='time = "60s"'))
+    moving = daemon.ask("migrate", site="blog", to="two")
+    await daemon.until_site(migration={"target": "two", "step": "check"})
+    with pytest.raises(Failed, match=r"is being migrated to two \(check\)"):
+        await daemon.ask("migrate", site="blog", to="two")
+    await daemon.ask("abort", site="blog")
+    with pytest.raises(Failed, match="rolled back in the step 'check': it was aborted"):
+        await moving
+
+
+@twisted_test
 async def test_a_hook_that_takes_too_long_rolls_back(stage: Stage) -> None:
     """It is ended when its time is over."""
     slow = hook("drain", "before", "sleep", "60", more='time = "200ms"')

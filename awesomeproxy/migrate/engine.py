@@ -204,7 +204,8 @@ class Migration:
             self.ended.fire()
 
     async def _to_the_commit(self) -> None:
-        await self._enter("check")
+        self._begin("check")  # which is what there is to call off during the first hook
+        await self._hook("before", "check")
         if self._make_carriage is None:
             await self._check()
         else:
