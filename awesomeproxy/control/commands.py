@@ -35,12 +35,15 @@ from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.node import Node, Stopping
 from awesomeproxy.pausing import NotDrained, Overtaken
 from awesomeproxy.proxy.health import Unwell
+from awesomeproxy.quantities import duration
 from awesomeproxy.registry.interface import Conflict, RegistryError
 from awesomeproxy.tables import table_of
 
 Command = Callable[..., Coroutine[Any, Any, Any]]
 
 EXPIRES_SOON = 14 * 86_400.0  # seconds before its end, for which a certificate is warned of
+
+_read_duration = duration()
 
 log = Logger()
 table = Table()
@@ -89,6 +92,13 @@ def _known(node: Node, name: str) -> Site | Database:
         raise BadRequest(
             f"there is no database {name.removeprefix(DATABASE)!r}; there are: {known}"
         ) from None
+
+
+def _check_duration(what: str, seconds: float) -> None:
+    try:
+        _read_duration(seconds)
+    except ValueError as problem:
+        raise BadRequest(f"{what}: {problem}") from None
 
 
 def _winner(placement: Placement | None) -> Mapping[str, Any] | None:
@@ -238,8 +248,8 @@ async def pause(
     """Hold a site, or a database with all that use it; answers when nothing is in flight."""
     definition = _known(node, site)
     for name, seconds in (("timeout", timeout), ("deadline", deadline)):
-        if seconds is not None and not 0 < seconds < 1e9:
-            raise BadRequest(f"pause: {name} must be more than 0 seconds, not {seconds:g}")
+        if seconds is not None:
+            _check_duration(f"pause: {name}", seconds)
     if then == "resume" and deadline is None:
         raise BadRequest("pause: then is for a pause that has an end; add a deadline (--for)")
     _not_migrating(node, site)
@@ -311,8 +321,7 @@ async def migrate(
         if to not in definition.backends:
             known = ", ".join(sorted(definition.backends))
             raise BadRequest(f"{site} has no backend {to!r}; it has: {known}")
-        if not 0 < max_pause < 1e6:
-            raise BadRequest(f"migrate: max_pause must be more than 0 seconds, not {max_pause:g}")
+        _check_duration("migrate: max_pause", max_pause)
         plan = _planned(node, site, to, databases or {})
         if not dry_run:
             for member in plan.members:
