@@ -190,6 +190,8 @@ WRONG: list[tuple[str, str]] = [
     ("resume a --force", "awesomeproxy: unrecognized arguments: --force"),
     ("migrate a", "awesomeproxy: migrate: the following arguments are required: --to"),
     ("migrate --to b", "awesomeproxy: migrate: the following arguments are required: SITE"),
+    ("migrate a --to b --with x=1 x=2", "--with: x is named twice; say once where it goes"),
+    ("migrate a --to b --with x=1 --with x=1", "--with: x is named twice"),
     ("migrate a --to b --max-pause x", 'argument --max-pause: "x" is not a duration'),
     ("site", "awesomeproxy: site: the following arguments are required: COMMAND"),
     ("site add", "awesomeproxy: site add: the following arguments are required: NAME"),
