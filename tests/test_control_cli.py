@@ -588,8 +588,10 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 @twisted_test
 async def test_history_and_definitions_are_shown(theatre: Theatre) -> None:
     history = (await ask(theatre, "migrations", TZ="UTC")).stdout.splitlines()
-    assert history[0].split()[:5] == ["BEGAN", "SITE", "FROM", "TO", "STATE"]
-    assert history[1].split()[:6] == ["2023-11-14", "22:13:20", "blog", "old", "new", "done"]
+    assert history[0].split()[:6] == ["BEGAN", "SITE", "FROM", "TO", "WITH", "STATE"]
+    assert history[1].split()[:7] == [
+        *("2023-11-14", "22:13:20", "blog", "old", "new", "database:shop", "done"),
+    ]
     shown = (await ask(theatre, "site", "show", "blog")).stdout
     assert shown.splitlines()[0] == "# from: file"
     assert "[backends.old]" in shown

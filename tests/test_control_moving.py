@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from functools import partial
+from typing import Any
 
 import pytest
 from daemon_stage import (
@@ -260,12 +261,54 @@ async def test_a_site_takes_a_database_along(stage: Stage) -> None:
     where = {site["name"]: (site["backend"], site["mode"]) for site in status["sites"]}
     assert where["blog"] == ("two", "open")
     assert where["news"] == ("one", "open")
+    for name in ("blog", "news", "database:shop"):
+        (entry,) = (await daemon.ask("migrations", site=name))["migrations"]
+        assert (entry["site"], entry["along"]) == (
+            "blog",
+            [
+                {"name": "database:shop", "source": "d1", "target": "d2"},
+                {"name": "news", "source": "one", "target": "one"},
+            ],
+        )
+    assert (await daemon.ask("migrations", site="other"))["migrations"] == []
     for databases, said in (
         ({"nosuch": "d1"}, "there is no database:nosuch"),
         ({"shop": "d3"}, "database:shop has no backend 'd3'"),
         ({"shop": "d2"}, "database:shop is on d2 already"),
     ):
         await fails(daemon.ask("migrate", site="blog", to="one", databases=databases), said)
+
+
+@twisted_test
+async def test_who_watches_what_goes_along_sees_the_steps(stage: Stage) -> None:
+    """Of what it goes along with; and of nothing else."""
+    daemon = await a_shop(stage)
+    seen: dict[str, list[dict[str, Any]]] = {"database:shop": [], "other": []}
+    for name, events in seen.items():
+        watching = daemon.ask("watch", partial(noting, events), site=name)
+        watching.addErrback(lambda failure: None)
+    await fails(daemon.ask("watch", site="filesystem:x"), "no site 'filesystem:x'")
+
+    async def watched() -> bool:
+        await daemon.ask("pause", site="other")
+        await daemon.ask("resume", site="other")
+        await daemon.ask("pause", site="database:shop")
+        await daemon.ask("resume", site="database:shop")
+        return all(seen.values())
+
+    await until_async(watched, "those who watch")
+    await daemon.ask("migrate", site="blog", to="two", databases={"shop": "d2"})
+    await until_async(partial(moved, seen["database:shop"]), "the steps")
+    assert not any(event.get("command") == "migrate" for event in seen["other"])
+
+
+def noting(events: list[dict[str, Any]], method: str, params: dict[str, Any]) -> None:
+    events.append(params)
+
+
+async def moved(events: list[dict[str, Any]]) -> bool:
+    steps = {event["step"] for event in events if event.get("command") == "migrate"}
+    return {"check", "hold", "commit", "clean"} <= steps
 
 
 @twisted_test

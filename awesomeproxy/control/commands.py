@@ -28,8 +28,8 @@ from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate import planning, steps
 from awesomeproxy.migrate.engine import LeftUnfinished, Migration, RolledBack
 from awesomeproxy.migrate.plan import Plan
-from awesomeproxy.migrate.planning import Unmovable
-from awesomeproxy.model import DATABASE, Database, Placement, Site
+from awesomeproxy.migrate.planning import Unmovable, read
+from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Placement, Site
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.node import Node, Stopping
@@ -131,9 +131,10 @@ def _idle(node: Node, name: str) -> None:
         )
 
 
-def _progress(node: Node, call: Call, name: str, command: str) -> Callable[..., None]:
+def _progress(node: Node, call: Call, name: str, command: str, **about: Any) -> Callable[..., None]:
     def progress(step: str, message: str, **more: Any) -> None:
         call.progress(step, message, **more)
+        more |= about
         node.emit(event="step", site=name, command=command, step=step, message=message, **more)
 
     return progress
@@ -334,7 +335,7 @@ async def migrate(
                     max_pause=max_pause,
                     force=force,
                     by=f"migrate to {to}",
-                    progress=_progress(node, call, site, "migrate"),
+                    progress=_progress(node, call, site, "migrate", along=plan.companions),
                 )
             except Unmovable as problem:
                 raise CommandFailed(str(problem)) from None
@@ -387,9 +388,7 @@ async def _foreseen(node: Node, plan: Plan) -> Mapping[str, Any]:
         "site": main.name,
         "source": main.source,
         "target": main.target,
-        "along": [
-            {"name": each.name, "source": each.source, "target": each.target} for each in plan.along
-        ],
+        "along": _along(plan),
         "estimate": estimate and {"whole": estimate.whole, "pending": estimate.pending},
         "plan": [{"step": step.name, "what": step.what} for step in steps.of(carrying)],
         "problems": problems,
@@ -424,17 +423,29 @@ async def migrations(
     """Past and running migrations, the newest first."""
     keys = ("id", "site", "source", "target", "state", "step", "reason", "began", "ledger")
     entries = await node.registry.history(site, limit)
-    return {"migrations": [{key: getattr(entry, key) for key in keys} for entry in entries]}
+    return {
+        "migrations": [
+            {key: getattr(entry, key) for key in keys} | {"along": _along(read(entry))}
+            for entry in entries
+        ]
+    }
+
+
+def _along(plan: Plan) -> list[dict[str, str]]:
+    return [
+        {"name": each.name, "source": each.source, "target": each.target} for each in plan.along
+    ]
 
 
 @table.command("watch")
 async def watch(node: Node, call: Call, site: str | None = None) -> None:
     """Events, until the client leaves."""
-    if site is not None:
-        _site(node, site)
+    filesystems = {FILESYSTEM + name for name in node.settings.filesystems}
+    if site is not None and site not in filesystems:
+        _known(node, site)
 
     def tell(event: dict[str, Any]) -> None:
-        if site is None or event.get("site") in (site, None):
+        if site is None or event.get("site") in (site, None) or site in event.get("along", ()):
             call.event(**event)
 
     forever: Deferred[None] = Deferred()

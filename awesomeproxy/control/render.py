@@ -32,6 +32,7 @@ _HISTORY = (
     "SITE",
     "FROM",
     "TO",
+    "WITH",
     "STATE",
     "PAUSE",
     "WAIT",
@@ -265,6 +266,7 @@ def history(result: Json, style: Style) -> str:
                 record["site"],
                 record["source"],
                 record["target"],
+                ", ".join(each["name"] for each in record.get("along", [])),
                 record["state"],
                 duration(account["pause"]) if "pause" in account else "",
                 duration(account["longest_added_wait"]) if "pause" in account else "",
@@ -349,6 +351,7 @@ def event(params: Json, style: Style) -> str:
     site = clean(rest.pop("site", "") or "-")
     what = next((clean(rest.pop(key)) for key in ("event", "kind", "what") if key in rest), "")
     message = clean(rest.pop("message", ""))
+    rest.pop("along", None)  # told for programs, with each step
     more = " ".join(f"{clean(key)}={_word(value)}" for key, value in rest.items())
     words = (style.paint(when, "dim"), style.paint(site, "bold"), what, message, more)
     return " ".join(word for word in words if word)
