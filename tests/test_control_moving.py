@@ -251,8 +251,16 @@ async def test_a_site_takes_a_database_along(stage: Stage) -> None:
     foreseen = await daemon.command(*words, "--dry-run")
     assert foreseen.status == 0, foreseen.err
     assert "database:shop" in foreseen.out
-    done = await daemon.command(*words)
+    assert "pause: not known before it begins" in foreseen.out
+    assert "undone if it takes 20" in foreseen.out
+    done = await daemon.command(*words, "--json")
     assert done.status == 0, done.err
+    back = await daemon.ask(
+        "migrate", site="blog", to="one", databases={"shop": "d1"}, dry_run=True, max_pause=7.0
+    )
+    assert back["pause"] == {"predicted": done.json["pause"], "migration": 1, "at_most": 7.0}
+    alone = await daemon.ask("migrate", site="blog", to="one", dry_run=True)
+    assert alone["pause"] == {"predicted": None, "migration": None, "at_most": 20.0}
     status = await daemon.ask("status")
     (shop,) = status["databases"]
     assert (shop["backend"], shop["state"], sorted(shop["sites"])) == (

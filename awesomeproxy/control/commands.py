@@ -41,6 +41,7 @@ from awesomeproxy.tables import table_of
 
 Command = Callable[..., Coroutine[Any, Any, Any]]
 
+HISTORY = 100  # migrations in which one is looked for that was like one that is planned
 EXPIRES_SOON = 14 * 86_400.0  # seconds before its end, for which a certificate is warned of
 
 _read_duration = duration()
@@ -340,7 +341,7 @@ async def migrate(
             except Unmovable as problem:
                 raise CommandFailed(str(problem)) from None
     if dry_run:
-        return await _foreseen(node, plan)
+        return await _foreseen(node, plan, max_pause)
     try:
         ledger = await running
     except LeftUnfinished as left:
@@ -366,7 +367,7 @@ def _planned(node: Node, site: str, to: str, databases: Mapping[str, str]) -> Pl
         raise CommandFailed(str(problem)) from None
 
 
-async def _foreseen(node: Node, plan: Plan) -> Mapping[str, Any]:
+async def _foreseen(node: Node, plan: Plan, max_pause: float) -> Mapping[str, Any]:
     """What a migration would do, and what is in its way."""
     problems = []
     main = plan.main
@@ -384,12 +385,18 @@ async def _foreseen(node: Node, plan: Plan) -> Mapping[str, Any]:
             await node.check(main.name, main.target)
     except (CommandFailed, Unmovable, MoverError, ShellError, Unwell) as problem:
         problems.append(str(problem))
+    before = planning.precedent(plan, await node.registry.history(main.name, HISTORY))
     return {
         "site": main.name,
         "source": main.source,
         "target": main.target,
         "along": _along(plan),
         "estimate": estimate and {"whole": estimate.whole, "pending": estimate.pending},
+        "pause": {
+            "predicted": before and before.ledger and before.ledger["pause"],
+            "migration": before and before.id,
+            "at_most": max_pause,
+        },
         "plan": [{"step": step.name, "what": step.what} for step in steps.of(carrying)],
         "problems": problems,
     }

@@ -226,10 +226,20 @@ def plan(result: Json, style: Style) -> str:
     if result.get("estimate"):
         whole, pending = result["estimate"]["whole"], result["estimate"]["pending"]
         lines.append(f"  data: {size(whole)}, of which {size(pending)} have to be carried")
+    if pause := result.get("pause"):
+        lines.append(f"  pause: {_foreseen(pause)}")
     problems = result.get("problems", [])
     lines += [style.paint(f"  problem: {clean(problem)}", "red") for problem in problems]
     lines.append("it would not be begun" if problems else "nothing was done: this was a dry run")
     return "\n".join(lines)
+
+
+def _foreseen(pause: Json) -> str:
+    most = f"undone if it takes {duration(pause['at_most'])}"
+    if pause["predicted"] is None:
+        return f"not known before it begins, as it would be the first such move; {most}"
+    last = duration(pause["predicted"])
+    return f"about {last}, which the last such move took (migration {pause['migration']}); {most}"
 
 
 def ledger(result: Json, style: Style) -> str:
