@@ -191,18 +191,18 @@ class Moves:
                 max_pause=0.0,
                 force=False,
                 by="recovery after a crash",
-                progress=self._teller(entry.site),
+                progress=self._teller(plan),
                 carriage=loader,
                 hooks=self._hooks(plan),
                 entry=entry,
             )
             self._run(migration).addCallbacks(self._taken_up, self._left, errbackArgs=(entry,))
 
-    def _teller(self, site: str) -> Callable[..., None]:
-        def tell(step: str, message: str, **more: Any) -> None:
-            self._host.emit(
-                event="step", site=site, command="recovery", step=step, message=message, **more
-            )
+    def _teller(self, plan: Plan) -> Callable[..., None]:
+        site, more = plan.main.name, {"command": "recovery", "along": plan.companions}
+
+        def tell(step: str, message: str, **numbers: Any) -> None:
+            self._host.emit(event="step", site=site, step=step, message=message, **more, **numbers)
 
         return tell
 

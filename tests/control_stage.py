@@ -259,6 +259,7 @@ async def migrations(
         "site": "blog",
         "source": "old",
         "target": "new",
+        "along": [{"name": "database:shop", "source": "d1", "target": "d2"}],
         "state": "done",
         "step": "",
         "reason": "",

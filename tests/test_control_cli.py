@@ -190,6 +190,8 @@ WRONG: list[tuple[str, str]] = [
     ("resume a --force", "awesomeproxy: unrecognized arguments: --force"),
     ("migrate a", "awesomeproxy: migrate: the following arguments are required: --to"),
     ("migrate --to b", "awesomeproxy: migrate: the following arguments are required: SITE"),
+    ("migrate a --to b --with x=1 x=2", "--with: x is named twice; say once where it goes"),
+    ("migrate a --to b --with x=1 --with x=1", "--with: x is named twice"),
     ("migrate a --to b --max-pause x", 'argument --max-pause: "x" is not a duration'),
     ("site", "awesomeproxy: site: the following arguments are required: COMMAND"),
     ("site add", "awesomeproxy: site add: the following arguments are required: NAME"),
@@ -586,8 +588,10 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 @twisted_test
 async def test_history_and_definitions_are_shown(theatre: Theatre) -> None:
     history = (await ask(theatre, "migrations", TZ="UTC")).stdout.splitlines()
-    assert history[0].split()[:5] == ["BEGAN", "SITE", "FROM", "TO", "STATE"]
-    assert history[1].split()[:6] == ["2023-11-14", "22:13:20", "blog", "old", "new", "done"]
+    assert history[0].split()[:6] == ["BEGAN", "SITE", "FROM", "TO", "WITH", "STATE"]
+    assert history[1].split()[:7] == [
+        *("2023-11-14", "22:13:20", "blog", "old", "new", "database:shop", "done"),
+    ]
     shown = (await ask(theatre, "site", "show", "blog")).stdout
     assert shown.splitlines()[0] == "# from: file"
     assert "[backends.old]" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from functools import partial
+from typing import Any
 
 import pytest
 from daemon_stage import (
@@ -184,6 +185,44 @@ async def test_a_daemon_that_stops_calls_off_what_hangs(stage: Stage) -> None:
     await running
 
 
+def told_by(failed: Failed) -> tuple[bool, object]:
+    """Whether a lost race is said to be over if the blog's is called off, and by whom it is."""
+    return "awesomeproxy abort blog" in str(failed), (failed.data.get("winner") or {}).get("by")
+
+
+@pytest.mark.parametrize(
+    ("step", "can_be", "by"),
+    [("hold", True, None), ("drain", True, "migrate to two"), ("clean", False, "migrate to two")],
+)
+@twisted_test
+async def test_who_comes_second_is_told_of_the_first(
+    stage: Stage, step: str, can_be: bool, by: str | None
+) -> None:
+    """Of what it was asked for, whoever goes along; of what it has done; and while it can be
+    called off, how."""
+    daemon = await a_shop(stage)
+    daemon.config.write_text(daemon.config.read_text() + slow(step))
+    await daemon.ask("reload")
+    before = {"hold": "check", "drain": "hold", "clean": "release"}[step]
+    moving = daemon.ask("migrate", site="blog", to="two", databases={"shop": "d2"})
+    await daemon.until_site(migration={"target": "two", "step": before})
+    first = await fails(daemon.ask("migrate", site="blog", to="one"), "blog is being migrated to")
+    assert told_by(first) == (can_be, by)
+    for asked in (
+        daemon.ask("pause", site="database:shop"),
+        daemon.ask("migrate", site="database:shop", to="d1"),
+    ):
+        second = await fails(
+            asked, f"database:shop goes along with blog to two ({before}); wait for it"
+        )
+        assert told_by(second) == (can_be, by)
+    if can_be:
+        await daemon.ask("abort", site="blog")
+        await fails(moving, "it was aborted")
+    else:
+        moving.addErrback(lambda failure: None)
+
+
 # Databases
 
 
@@ -212,8 +251,16 @@ async def test_a_site_takes_a_database_along(stage: Stage) -> None:
     foreseen = await daemon.command(*words, "--dry-run")
     assert foreseen.status == 0, foreseen.err
     assert "database:shop" in foreseen.out
-    done = await daemon.command(*words)
+    assert "pause: not known before it begins" in foreseen.out
+    assert "undone if it takes 20" in foreseen.out
+    done = await daemon.command(*words, "--json")
     assert done.status == 0, done.err
+    back = await daemon.ask(
+        "migrate", site="blog", to="one", databases={"shop": "d1"}, dry_run=True, max_pause=7.0
+    )
+    assert back["pause"] == {"predicted": done.json["pause"], "migration": 1, "at_most": 7.0}
+    alone = await daemon.ask("migrate", site="blog", to="one", dry_run=True)
+    assert alone["pause"] == {"predicted": None, "migration": None, "at_most": 20.0}
     status = await daemon.ask("status")
     (shop,) = status["databases"]
     assert (shop["backend"], shop["state"], sorted(shop["sites"])) == (
@@ -222,12 +269,54 @@ async def test_a_site_takes_a_database_along(stage: Stage) -> None:
     where = {site["name"]: (site["backend"], site["mode"]) for site in status["sites"]}
     assert where["blog"] == ("two", "open")
     assert where["news"] == ("one", "open")
+    for name in ("blog", "news", "database:shop"):
+        (entry,) = (await daemon.ask("migrations", site=name))["migrations"]
+        assert (entry["site"], entry["along"]) == (
+            "blog",
+            [
+                {"name": "database:shop", "source": "d1", "target": "d2"},
+                {"name": "news", "source": "one", "target": "one"},
+            ],
+        )
+    assert (await daemon.ask("migrations", site="other"))["migrations"] == []
     for databases, said in (
         ({"nosuch": "d1"}, "there is no database:nosuch"),
         ({"shop": "d3"}, "database:shop has no backend 'd3'"),
         ({"shop": "d2"}, "database:shop is on d2 already"),
     ):
         await fails(daemon.ask("migrate", site="blog", to="one", databases=databases), said)
+
+
+@twisted_test
+async def test_who_watches_what_goes_along_sees_the_steps(stage: Stage) -> None:
+    """Of what it goes along with; and of nothing else."""
+    daemon = await a_shop(stage)
+    seen: dict[str, list[dict[str, Any]]] = {"database:shop": [], "other": []}
+    for name, events in seen.items():
+        watching = daemon.ask("watch", partial(noting, events), site=name)
+        watching.addErrback(lambda failure: None)
+    await fails(daemon.ask("watch", site="filesystem:x"), "no site 'filesystem:x'")
+
+    async def watched() -> bool:
+        await daemon.ask("pause", site="other")
+        await daemon.ask("resume", site="other")
+        await daemon.ask("pause", site="database:shop")
+        await daemon.ask("resume", site="database:shop")
+        return all(seen.values())
+
+    await until_async(watched, "those who watch")
+    await daemon.ask("migrate", site="blog", to="two", databases={"shop": "d2"})
+    await until_async(partial(moved, seen["database:shop"]), "the steps")
+    assert not any(event.get("command") == "migrate" for event in seen["other"])
+
+
+def noting(events: list[dict[str, Any]], method: str, params: dict[str, Any]) -> None:
+    events.append(params)
+
+
+async def moved(events: list[dict[str, Any]]) -> bool:
+    steps = {event["step"] for event in events if event.get("command") == "migrate"}
+    return {"check", "hold", "commit", "clean"} <= steps
 
 
 @twisted_test
@@ -249,6 +338,23 @@ async def test_a_database_is_paused_with_who_uses_it(stage: Stage) -> None:
     modes = {site["name"]: site["mode"] for site in (await daemon.ask("status"))["sites"]}
     assert modes == {"blog": "open", "news": "holding", "other": "open"}
     await fails(daemon.ask("pause", site="database:x"), "no database 'x'", "shop")
+
+
+@twisted_test
+async def test_a_database_whose_sites_do_not_drain_can_be_moved_later(stage: Stage) -> None:
+    """It was to be held, and never was; that is over when the migration is."""
+    daemon = await a_shop(stage)
+    slow = daemon.fetch("/later")
+    await stage.origins[0].has("/later")
+    moving = daemon.ask("migrate", site="database:shop", to="d2", max_pause=0.5)
+    await fails(moving, "rolled back in the step 'drain'")
+    (entry,) = (await daemon.ask("migrations"))["migrations"]
+    assert entry["state"] == "rolled back"
+    stage.origins[0].let_go()
+    assert (await slow).status == 200
+    await daemon.ask("pause", site="database:shop")
+    await daemon.ask("resume", site="database:shop")
+    assert (await daemon.ask("migrate", site="database:shop", to="d2"))["outcome"] == "done"
 
 
 @twisted_test

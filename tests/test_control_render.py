@@ -164,6 +164,16 @@ def test_a_plan_is_numbered() -> None:
     ]
 
 
+def test_a_plan_tells_how_long_the_pause_will_be() -> None:
+    plan = {"site": "blog", "source": "a", "target": "b", "plan": []}
+    known = {"predicted": 0.31, "migration": 7, "at_most": 20.0}
+    text = render.migration({**plan, "pause": known}, PLAIN)
+    assert "pause: about 310 ms, which the last such move took (migration 7); undone" in text
+    unknown = {"predicted": None, "migration": None, "at_most": 20.0}
+    text = render.migration({**plan, "pause": unknown}, PLAIN)
+    assert "pause: not known before it begins" in text
+
+
 def test_an_empty_history_says_so() -> None:
     assert render.history({"migrations": []}, PLAIN) == "no migrations"
 

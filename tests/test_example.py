@@ -50,6 +50,19 @@ def test_the_example_loads() -> None:
     assert loaded.sites["example"].backend == "old"
 
 
+def test_the_example_of_a_move_loads() -> None:
+    """The page's commands name what its configuration has."""
+    page = (ETC.parent / "docs" / "moving.md").read_text("utf-8")
+    written = page.partition("```toml\n")[2].partition("```")[0]
+    node = '[node]\nname = "web1"\n[[listen]]\nendpoint = "tcp:80"'
+    loaded = config.parse(f"{node}\n{written}", "example")
+    asked = re.findall(r"awesomeproxy migrate (\w+) --to (\w+)(?: --with (\w+)=(\w+))?", page)
+    assert ("blog", "two", "shop", "two") in asked
+    for site, target, database, along in asked:
+        assert target in loaded.sites[site].backends
+        assert not database or along in loaded.databases[database].backends
+
+
 @pytest.mark.parametrize(
     "at",
     [None, *(match.start() for match in OPTIONAL.finditer(EXAMPLE))],

@@ -94,6 +94,19 @@ async def test_a_hook_that_fails_rolls_back(stage: Stage, step: str, when: str) 
 
 
 @twisted_test
+async def test_a_hook_before_everything_is_part_of_the_check(stage: Stage) -> None:
+    """For whoever calls it off, and for whoever comes second."""
+    daemon = await serving(stage, hook("check", "before", "sleep", "60", more='time = "60s"'))
+    moving = daemon.ask("migrate", site="blog", to="two")
+    await daemon.until_site(migration={"target": "two", "step": "check"})
+    with pytest.raises(Failed, match=r"is being migrated to two \(check\)"):
+        await daemon.ask("migrate", site="blog", to="two")
+    await daemon.ask("abort", site="blog")
+    with pytest.raises(Failed, match="rolled back in the step 'check': it was aborted"):
+        await moving
+
+
+@twisted_test
 async def test_a_hook_that_takes_too_long_rolls_back(stage: Stage) -> None:
     """It is ended when its time is over."""
     slow = hook("drain", "before", "sleep", "60", more='time = "200ms"')
@@ -128,6 +141,38 @@ async def test_a_rollback_has_hooks(stage: Stage, note: Path, tmp_path: Path) ->
         "before roll back blog one two",
         "after roll back blog one two",
     ]
+
+
+@twisted_test
+async def test_what_is_copied_and_abandoned_has_hooks(
+    stage: Stage, note: Path, tmp_path: Path
+) -> None:
+    """They come within the rollback; one that fails changes nothing of it."""
+    book = tmp_path / "book"
+    one, two = stage.two()
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+    noting = [
+        hook(step, when, note, book)
+        for step in ("roll back", "abandon")
+        for when in ("before", "after")
+    ]
+    daemon = await stage.serving(
+        '[filesystems.data]\nmover = "command"\nnode = "node1"',
+        *(f'options.{step} = ["true"]' for step in ("fence", "unfence", "sync")),
+        f'on.node1.path = "{tmp_path}/one"\non.n2.path = "{tmp_path}/two"',
+        '[sites.blog]\nhosts = ["blog.test"]\nbackend = "one"\nfilesystem = "data"',
+        f'backends.one = {{ servers = ["{one.url}"], node = "node1" }}',
+        f'backends.two = {{ servers = ["{two.url}"], node = "n2" }}',
+        *("[nodes.n2]", hook("sync", "before", "false")),
+        *(*noting, hook("abandon", "before", "false")),
+    )
+    with pytest.raises(Failed, match="rolled back in the step 'fence'"):
+        await daemon.ask("migrate", site="blog", to="two")
+    assert [words.removesuffix(" blog one two") for words, _ in noted(book)] == [
+        *("before roll back", "before abandon", "after abandon", "after roll back"),
+    ]
+    assert (await daemon.site())["backend"] == "one"
 
 
 @twisted_test

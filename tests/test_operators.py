@@ -206,7 +206,7 @@ async def test_a_site_that_is_being_paused_is_not_migrated(stage: Stage) -> None
 
 @twisted_test
 async def test_a_site_that_is_being_migrated_is_neither_paused_nor_migrated(stage: Stage) -> None:
-    """Both are told which migration came first, and how to call it off."""
+    """Both are told which migration came first, and what calls it off, which it does."""
     daemon, one, _ = await stage.blog()
     slow = await _draining(daemon, one)
     moving = daemon.ask("migrate", site="blog", to="two")
@@ -215,12 +215,15 @@ async def test_a_site_that_is_being_migrated_is_neither_paused_nor_migrated(stag
         ended = await daemon.command(*words)
         assert ended.status == 1
         assert "blog is being migrated to two (drain); wait for it, or call it off" in ended.err
+        assert "call it off with: awesomeproxy abort blog (generation 2" in ended.err
         assert "generation 2 by migrate to two came first" in ended.err
     dry = await daemon.command("migrate", "blog", "--to", "two", "--dry-run", "--json")
     assert dry.status == 1
     assert "is being migrated to two" in dry.json["problems"][0]
+    assert (await daemon.command("abort", "blog")).status == 0
+    with pytest.raises(Failed, match="it was aborted"):
+        await moving
     one.let_go()
-    assert (await moving)["outcome"] == "done"
     await slow
 
 

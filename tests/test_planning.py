@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from awesomeproxy.migrate.plan import Member, Plan
-from awesomeproxy.migrate.planning import Unmovable, World, make, read
+from awesomeproxy.migrate.planning import Unmovable, World, make, precedent, read
 from awesomeproxy.model import (
     Backend,
     Database,
@@ -165,3 +165,22 @@ def test_a_plan_is_read_from_the_journal() -> None:
     plan = make(world(BLOG, NEWS), "blog", "two", {})
     along = tuple(Companion(each.name, each.source, each.target, 1) for each in plan.along)
     assert read(Entry(1, "blog", "one", "two", 1, along=along)) == plan
+
+
+def test_a_precedent_has_moved_the_same_things_to_its_end() -> None:
+    """There or back, whatever was only held; nobody has measured one that outlived its daemon."""
+    plan = Plan(Member("blog", "one", "two"), (Member("database:shop", "d1", "d2"),))
+    shop, news = Companion("database:shop", "d2", "d1", 3), Companion("news", "one", "one", 3)
+    back = Entry(7, "blog", "two", "one", 9, state="done", ledger={"pause": 0.3}, along=(shop,))
+    assert precedent(plan, [back]) == back
+    with_news = replace(back, id=8, along=(news, shop))
+    assert precedent(plan, [with_news, back]) == with_news
+    for other in (
+        replace(back, state="rolled back"),
+        replace(back, along=()),
+        replace(back, along=(news,)),
+        replace(back, ledger=None),
+        replace(back, ledger={"pause": 0.0}),
+    ):
+        assert precedent(plan, [other]) is None
+        assert precedent(plan, [other, back]) == back

@@ -54,17 +54,33 @@ def test_rounds_without_a_gain_are_refused(grows: float) -> None:
     assert f"after {len(rounds)} rounds" in verdict.why
     assert f"{rounds[-1].pending:,} bytes" in verdict.why
     assert f"{verdict.predicted:.1f} s of a pause that may last 10 s" in verdict.why
-    rounds.append(Round(rounds[-1].pending, 100.0, rounds[-1].pending // 2))
+    assert "written to faster than it can be carried" in verdict.why
+    rounds.append(Round(rounds[-1].pending, 50.0, rounds[-1].pending // 2))
     assert predict(rounds, 10.0).do == "again"
 
 
 def test_there_is_an_end_even_if_each_round_gains_a_little() -> None:
     """Whoever writes like that would keep it busy for ever."""
     rounds = [
-        Round(1000 * MB, 100.0, int(1000 * MB * 0.79**number)) for number in range(MOST_ROUNDS)
+        Round(int(1000 * MB * left), 100.0 * left, int(1000 * MB * left * 0.79))
+        for left in (0.79**number for number in range(MOST_ROUNDS))
     ]
     assert predict(rounds[:-1], 0.1).do == "again"
     assert predict(rounds, 0.1).do == "refuse"
+
+
+@pytest.mark.parametrize("trickle", [0, 1, 100])
+def test_a_pause_shorter_than_any_round_is_refused_for_what_it_is(trickle: int) -> None:
+    """Hardly anything is written; but a round takes its time, whatever there is to carry."""
+    rounds = [Round(50 * MB, 2.0, trickle)]
+    while (verdict := predict(rounds, 0.001)).do == "again":
+        seconds = 0.2 if len(rounds) % 2 else 0.25
+        rounds.append(Round(trickle * (len(rounds) % 2), seconds, trickle))
+    assert verdict.do == "refuse"
+    assert len(rounds) <= PATIENCE + 2
+    assert "a round takes that long, however little it carries" in verdict.why
+    assert "0.200 s of a pause that may last 0.001 s" in verdict.why
+    assert "written to faster" not in verdict.why
 
 
 def test_rounds_that_carried_nothing_tell_no_rate() -> None:

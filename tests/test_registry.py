@@ -393,6 +393,8 @@ async def test_what_comes_along_is_moved_with_the_site(registry: Registry) -> No
     assert placed["database:shop"] == replace(moved, generation=3)
     assert placed["shop"] == replace(SHOP, generation=3)
     assert [each.generation for each in (await registry.unfinished())[0].along] == [3, 3]
+    for name, found in (("blog", 1), ("shop", 1), ("database:shop", 1), ("web1", 0), ("sho", 0)):
+        assert len(await registry.history(name, 10)) == found, name
     opened = [replace(each, mode=Mode.OPEN) for each in placed.values() if each.site != "blog"]
     await registry.finish(1, "done", OPENED, 3, along=opened)
     placed = await registry.placements()

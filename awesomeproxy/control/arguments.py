@@ -108,7 +108,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class _Pairs(argparse.Action):
-    """Collects ``NAME=VALUE`` words in a dict."""
+    """Collects ``NAME=VALUE`` words in a dict, each name once."""
 
     def __call__(
         self,
@@ -122,6 +122,8 @@ class _Pairs(argparse.Action):
             name, sign, value = word.partition("=")
             if not (name and sign and value):
                 parser.error(f"{option_string}: {word!r} is not {self.metavar}")
+            if name in found:
+                parser.error(f"{option_string}: {name} is named twice; say once where it goes")
             found[name] = value
         setattr(namespace, self.dest, found)
 

@@ -26,21 +26,25 @@ from awesomeproxy.checking import unverified
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrate import planning, steps
-from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
+from awesomeproxy.migrate.engine import LeftUnfinished, Migration, RolledBack
 from awesomeproxy.migrate.plan import Plan
-from awesomeproxy.migrate.planning import Unmovable
-from awesomeproxy.model import DATABASE, Database, Placement, Site
+from awesomeproxy.migrate.planning import Unmovable, read
+from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Placement, Site
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.node import Node, Stopping
 from awesomeproxy.pausing import NotDrained, Overtaken
 from awesomeproxy.proxy.health import Unwell
+from awesomeproxy.quantities import duration
 from awesomeproxy.registry.interface import Conflict, RegistryError
 from awesomeproxy.tables import table_of
 
 Command = Callable[..., Coroutine[Any, Any, Any]]
 
+HISTORY = 100  # migrations in which one is looked for that was like one that is planned
 EXPIRES_SOON = 14 * 86_400.0  # seconds before its end, for which a certificate is warned of
+
+_read_duration = duration()
 
 log = Logger()
 table = Table()
@@ -91,6 +95,13 @@ def _known(node: Node, name: str) -> Site | Database:
         ) from None
 
 
+def _check_duration(what: str, seconds: float) -> None:
+    try:
+        _read_duration(seconds)
+    except ValueError as problem:
+        raise BadRequest(f"{what}: {problem}") from None
+
+
 def _winner(placement: Placement | None) -> Mapping[str, Any] | None:
     return None if placement is None else asdict(placement)
 
@@ -98,11 +109,18 @@ def _winner(placement: Placement | None) -> Mapping[str, Any] | None:
 def _not_migrating(node: Node, name: str) -> None:
     migration = node.moves.of(name)
     if migration is not None:
+        site, target = migration.site, migration.target
+        moves = f"{name} is being migrated" if name == site else f"{name} goes along with {site}"
         raise CommandFailed(
-            f"{name} is being migrated to {migration.target} ({migration.step or 'ending'});"
-            f" wait for it, or call it off with: awesomeproxy resume {name}",
-            _winner(node.placements[name]),
+            f"{moves} to {target} ({migration.step or 'ending'}); {way_out(migration)}",
+            _winner(migration.placed(name)),
         )
+
+
+def way_out(migration: Migration) -> str:
+    """What to do about a migration that is in the way."""
+    off = f", or call it off with: awesomeproxy abort {migration.site}"
+    return "wait for it" + (off if migration.can_be_stopped else "")
 
 
 def _idle(node: Node, name: str) -> None:
@@ -114,9 +132,10 @@ def _idle(node: Node, name: str) -> None:
         )
 
 
-def _progress(node: Node, call: Call, name: str, command: str) -> Callable[..., None]:
+def _progress(node: Node, call: Call, name: str, command: str, **about: Any) -> Callable[..., None]:
     def progress(step: str, message: str, **more: Any) -> None:
         call.progress(step, message, **more)
+        more |= about
         node.emit(event="step", site=name, command=command, step=step, message=message, **more)
 
     return progress
@@ -231,8 +250,8 @@ async def pause(
     """Hold a site, or a database with all that use it; answers when nothing is in flight."""
     definition = _known(node, site)
     for name, seconds in (("timeout", timeout), ("deadline", deadline)):
-        if seconds is not None and not 0 < seconds < 1e9:
-            raise BadRequest(f"pause: {name} must be more than 0 seconds, not {seconds:g}")
+        if seconds is not None:
+            _check_duration(f"pause: {name}", seconds)
     if then == "resume" and deadline is None:
         raise BadRequest("pause: then is for a pause that has an end; add a deadline (--for)")
     _not_migrating(node, site)
@@ -304,8 +323,7 @@ async def migrate(
         if to not in definition.backends:
             known = ", ".join(sorted(definition.backends))
             raise BadRequest(f"{site} has no backend {to!r}; it has: {known}")
-        if not 0 < max_pause < 1e6:
-            raise BadRequest(f"migrate: max_pause must be more than 0 seconds, not {max_pause:g}")
+        _check_duration("migrate: max_pause", max_pause)
         plan = _planned(node, site, to, databases or {})
         if not dry_run:
             for member in plan.members:
@@ -318,12 +336,12 @@ async def migrate(
                     max_pause=max_pause,
                     force=force,
                     by=f"migrate to {to}",
-                    progress=_progress(node, call, site, "migrate"),
+                    progress=_progress(node, call, site, "migrate", along=plan.companions),
                 )
             except Unmovable as problem:
                 raise CommandFailed(str(problem)) from None
     if dry_run:
-        return await _foreseen(node, plan)
+        return await _foreseen(node, plan, max_pause)
     try:
         ledger = await running
     except LeftUnfinished as left:
@@ -349,7 +367,7 @@ def _planned(node: Node, site: str, to: str, databases: Mapping[str, str]) -> Pl
         raise CommandFailed(str(problem)) from None
 
 
-async def _foreseen(node: Node, plan: Plan) -> Mapping[str, Any]:
+async def _foreseen(node: Node, plan: Plan, max_pause: float) -> Mapping[str, Any]:
     """What a migration would do, and what is in its way."""
     problems = []
     main = plan.main
@@ -367,14 +385,18 @@ async def _foreseen(node: Node, plan: Plan) -> Mapping[str, Any]:
             await node.check(main.name, main.target)
     except (CommandFailed, Unmovable, MoverError, ShellError, Unwell) as problem:
         problems.append(str(problem))
+    before = planning.precedent(plan, await node.registry.history(main.name, HISTORY))
     return {
         "site": main.name,
         "source": main.source,
         "target": main.target,
-        "along": [
-            {"name": each.name, "source": each.source, "target": each.target} for each in plan.along
-        ],
+        "along": _along(plan),
         "estimate": estimate and {"whole": estimate.whole, "pending": estimate.pending},
+        "pause": {
+            "predicted": before and before.ledger and before.ledger["pause"],
+            "migration": before and before.id,
+            "at_most": max_pause,
+        },
         "plan": [{"step": step.name, "what": step.what} for step in steps.of(carrying)],
         "problems": problems,
     }
@@ -408,17 +430,29 @@ async def migrations(
     """Past and running migrations, the newest first."""
     keys = ("id", "site", "source", "target", "state", "step", "reason", "began", "ledger")
     entries = await node.registry.history(site, limit)
-    return {"migrations": [{key: getattr(entry, key) for key in keys} for entry in entries]}
+    return {
+        "migrations": [
+            {key: getattr(entry, key) for key in keys} | {"along": _along(read(entry))}
+            for entry in entries
+        ]
+    }
+
+
+def _along(plan: Plan) -> list[dict[str, str]]:
+    return [
+        {"name": each.name, "source": each.source, "target": each.target} for each in plan.along
+    ]
 
 
 @table.command("watch")
 async def watch(node: Node, call: Call, site: str | None = None) -> None:
     """Events, until the client leaves."""
-    if site is not None:
-        _site(node, site)
+    filesystems = {FILESYSTEM + name for name in node.settings.filesystems}
+    if site is not None and site not in filesystems:
+        _known(node, site)
 
     def tell(event: dict[str, Any]) -> None:
-        if site is None or event.get("site") in (site, None):
+        if site is None or event.get("site") in (site, None) or site in event.get("along", ()):
             call.event(**event)
 
     forever: Deferred[None] = Deferred()

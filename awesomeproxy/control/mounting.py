@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from awesomeproxy.control.commands import changes
+from awesomeproxy.control.commands import changes, way_out
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed
 from awesomeproxy.model import Mode, Placement
 from awesomeproxy.node import Node
@@ -41,8 +41,7 @@ def _check(context: Node, filesystem: str, node: str) -> None:
         )
     if migration := context.moves.of(f"filesystem:{filesystem}"):
         raise CommandFailed(
-            f"{filesystem} is being moved with {migration.site}; wait for that, or call it off"
-            f" with: awesomeproxy abort {migration.site}"
+            f"{filesystem} is being moved with {migration.site}; {way_out(migration)}"
         )
     if context.residence.sees(filesystem, node):
         raise CommandFailed(

@@ -32,6 +32,7 @@ _HISTORY = (
     "SITE",
     "FROM",
     "TO",
+    "WITH",
     "STATE",
     "PAUSE",
     "WAIT",
@@ -225,10 +226,20 @@ def plan(result: Json, style: Style) -> str:
     if result.get("estimate"):
         whole, pending = result["estimate"]["whole"], result["estimate"]["pending"]
         lines.append(f"  data: {size(whole)}, of which {size(pending)} have to be carried")
+    if pause := result.get("pause"):
+        lines.append(f"  pause: {_foreseen(pause)}")
     problems = result.get("problems", [])
     lines += [style.paint(f"  problem: {clean(problem)}", "red") for problem in problems]
     lines.append("it would not be begun" if problems else "nothing was done: this was a dry run")
     return "\n".join(lines)
+
+
+def _foreseen(pause: Json) -> str:
+    most = f"undone if it takes {duration(pause['at_most'])}"
+    if pause["predicted"] is None:
+        return f"not known before it begins, as it would be the first such move; {most}"
+    last = duration(pause["predicted"])
+    return f"about {last}, which the last such move took (migration {pause['migration']}); {most}"
 
 
 def ledger(result: Json, style: Style) -> str:
@@ -265,6 +276,7 @@ def history(result: Json, style: Style) -> str:
                 record["site"],
                 record["source"],
                 record["target"],
+                ", ".join(each["name"] for each in record.get("along", [])),
                 record["state"],
                 duration(account["pause"]) if "pause" in account else "",
                 duration(account["longest_added_wait"]) if "pause" in account else "",
@@ -349,6 +361,7 @@ def event(params: Json, style: Style) -> str:
     site = clean(rest.pop("site", "") or "-")
     what = next((clean(rest.pop(key)) for key in ("event", "kind", "what") if key in rest), "")
     message = clean(rest.pop("message", ""))
+    rest.pop("along", None)  # told for programs, with each step
     more = " ".join(f"{clean(key)}={_word(value)}" for key, value in rest.items())
     words = (style.paint(when, "dim"), style.paint(site, "bold"), what, message, more)
     return " ".join(word for word in words if word)

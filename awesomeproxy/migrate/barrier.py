@@ -228,7 +228,16 @@ class Barrier:
 
     def stored(self) -> dict[str, Placement]:
         """Where everything is, as the registry says."""
-        return {member.name: self._host.placement(member.name) for member in self._plan.members}
+        return {member.name: self._stored(member.name) for member in self._plan.members}
+
+    def placed(self, name: str) -> Placement | None:
+        """What has become of a member for the migration's sake; None: nothing yet."""
+        return self._stored(name) if self._before else None
+
+    def _stored(self, name: str) -> Placement:
+        # The host does not know of a hold that is written, but not adopted yet.
+        known, ours = self._host.placement(name), self._ours.get(name)
+        return known if ours is None or known.generation >= ours.generation else ours
 
     async def _begin(self, placements: dict[str, Placement]) -> Entry:
         main, along = self._split(placements)

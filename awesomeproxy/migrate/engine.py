@@ -144,6 +144,15 @@ class Migration:
         """What it was asked for."""
         return self.plan.main.name
 
+    @property
+    def can_be_stopped(self) -> bool:
+        """Whether it is not too late to call it off."""
+        return not self._final
+
+    def placed(self, name: str) -> Placement | None:
+        """What it has made of a member's placement; None: nothing yet."""
+        return self._barrier.placed(name)
+
     def stop(self, reason: str, *, leave: bool = False) -> bool:
         """Roll back, for ``reason``; False if it is too late for that.
 
@@ -195,7 +204,8 @@ class Migration:
             self.ended.fire()
 
     async def _to_the_commit(self) -> None:
-        await self._enter("check")
+        self._begin("check")  # which is what there is to call off during the first hook
+        await self._hook("before", "check")
         if self._make_carriage is None:
             await self._check()
         else:
@@ -370,8 +380,13 @@ class Migration:
         if self._carriage is not None:
             for undo in left:
                 await self._tidy(undo)
-            self._begin("abandon")
-            await self._tidy(self._carriage.abandon)
+            # Before the first round there is nothing to tidy up; but a dead daemon's journal
+            # may say less than was done.
+            if self._left is not None or begun("presync", step):
+                await self._hook("before", "abandon")
+                self._begin("abandon")
+                await self._tidy(self._carriage.abandon)
+                await self._hook("after", "abandon")
         await self._hook("after", "roll back")
         self._begin("")
         ledger = self._ledger("rolled back", reason)

@@ -66,3 +66,8 @@ class Plan:
     def moving(self) -> tuple[Member, ...]:
         """Those that are somewhere else afterwards."""
         return tuple(member for member in self.members if member.moves)
+
+    @property
+    def companions(self) -> list[str]:
+        """The names of those that come along."""
+        return [member.name for member in self.along]

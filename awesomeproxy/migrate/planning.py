@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,3 +143,17 @@ def read(entry: Entry) -> Plan:
     """The plan of a migration in the journal."""
     along = tuple(Member(each.site, each.source, each.target) for each in entry.along)
     return Plan(Member(entry.site, entry.source, entry.target), along)
+
+
+def precedent(plan: Plan, entries: Iterable[Entry]) -> Entry | None:
+    """The first of ``entries`` that has moved the same things to its end; None: none has.
+
+    It may have been the way back.  One that outlived its daemon does not count: nobody has
+    measured its pause.
+    """
+    wanted = {member.name for member in plan.moving}
+    for entry in entries:
+        measured = entry.state == "done" and entry.ledger is not None and entry.ledger["pause"] > 0
+        if measured and {member.name for member in read(entry).moving} == wanted:
+            return entry
+    return None

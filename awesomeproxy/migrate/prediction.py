@@ -2,8 +2,9 @@
 
 While a site is in use its data is carried in rounds, each of which leaves less to do for
 the next.  The last of it is carried while the site is held.  How long that will take can
-be told from how much there is and how fast the rounds were; if that never comes to fit,
-because the site writes faster than its data can be carried, no pause is begun at all.
+be told from how much there is and how fast the rounds were.  If that never comes to fit, no
+pause is begun at all: the site writes faster than its data can be carried, or the pause may
+not even last as long as a round that carries nothing.
 """
 
 from __future__ import annotations
@@ -46,22 +47,36 @@ def predict(rounds: Sequence[Round], max_pause: float) -> Verdict:
     :param max_pause: seconds that the site may be held.
     """
     last = rounds[-1]
-    seconds = _seconds(rounds)
-    if seconds <= max_pause * SHARE:
+    seconds, longest = _seconds(rounds), max_pause * SHARE
+    if seconds <= longest:
         # As much is written in the next round as in this one, second for second.
         pays = SHORT < last.pending / _rate(rounds) < PAYS * last.seconds
         return Verdict("again" if pays and len(rounds) < MOST_ROUNDS else "hold", seconds)
-    fruitless = [after.pending > GAIN * before.pending for before, after in pairwise(rounds)]
-    if len(rounds) >= MOST_ROUNDS or (len(fruitless) >= PATIENCE and all(fruitless[-PATIENCE:])):
-        return Verdict(
-            "refuse",
-            seconds,
-            f"after {len(rounds)} rounds there are still {last.pending:,} bytes to be carried, "
-            f"which would take {seconds:.1f} s of a pause that may last {max_pause:g} s: it is "
-            "written to faster than it can be carried; try at a quieter time, or with a longer "
-            "--max-pause",
-        )
+    too_short = _shortest(rounds) > longest  # the pause, for any round so far
+    gains = [after.pending <= GAIN * before.pending for before, after in pairwise(rounds)]
+    if too_short:  # then nothing is gained by carrying less in the same time
+        best = [_shortest(rounds[:number]) for number in range(1, len(rounds))]
+        gains = [
+            each.seconds <= GAIN * before for each, before in zip(rounds[1:], best, strict=True)
+        ]
+    if len(rounds) >= MOST_ROUNDS or (len(gains) >= PATIENCE and not any(gains[-PATIENCE:])):
+        return Verdict("refuse", seconds, _why(rounds, seconds, max_pause, too_short))
     return Verdict("again", seconds)
+
+
+def _why(rounds: Sequence[Round], seconds: float, max_pause: float, too_short: bool) -> str:
+    left = rounds[-1].pending
+    causes, advice = [], "try"
+    if left / _rate(rounds) > max_pause * SHARE:
+        causes.append("it is written to faster than it can be carried")
+        advice = "try at a quieter time, or"
+    if too_short:
+        causes.append("a round takes that long, however little it carries")
+    return (
+        f"after {len(rounds)} rounds there are still {left:,} bytes to be carried, which would "
+        f"take {seconds:.{1 if seconds >= 1 else 3}f} s of a pause that may last {max_pause:g} s: "
+        f"{', or '.join(causes)}; {advice} with a longer --max-pause"
+    )
 
 
 def predict_all(rounds: Sequence[Sequence[Round]], max_pause: float) -> Verdict:
@@ -84,8 +99,11 @@ def _seconds(rounds: Sequence[Round]) -> float:
     A round has a part that does not depend on the amount, which is what the shortest one
     took at the most; and a rate, which only a round that was long enough tells.
     """
-    fixed = min(each.seconds for each in rounds)
-    return max(fixed, rounds[-1].pending / _rate(rounds))
+    return max(_shortest(rounds), rounds[-1].pending / _rate(rounds))
+
+
+def _shortest(rounds: Sequence[Round]) -> float:
+    return min(each.seconds for each in rounds)
 
 
 def _rate(rounds: Sequence[Round]) -> float:

@@ -84,7 +84,9 @@ class IMover(Interface):
 
     async def check() -> None:
         """Refuse what cannot be moved, before anything is done: a tool that is missing, a
-        target that has something else in it, no room, data that this mover cannot carry."""
+        target that has something else in it, no room, data that this mover cannot carry.
+
+        What is called off here is not abandoned: there is nothing to tidy up yet."""
 
     async def estimate() -> Estimate:
         """How much there is to carry now.  It may be called before every round."""

@@ -41,7 +41,8 @@ class Store(Protocol):
     def drop_definition(self, name: str) -> None: ...
 
     def entries(self, site: str | None, unfinished: bool, limit: int) -> list[Entry]:
-        """The newest ``limit`` entries, newest first; of one site, or only the unfinished."""
+        """The newest ``limit`` entries, newest first; those that concern ``site``, or only
+        the unfinished."""
 
     def entry(self, entry_id: int) -> Entry | None: ...
     def put_entry(self, entry: Entry) -> None: ...
@@ -202,7 +203,7 @@ class Book:
 
     def _check_idle(self, site: str) -> None:
         for entry in self.unfinished():
-            if site == entry.site or any(site == each.site for each in entry.along):
+            if entry.concerns(site):
                 raise Busy(entry)
 
     def _entry(self, entry_id: int) -> Entry:

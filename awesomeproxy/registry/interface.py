@@ -72,6 +72,10 @@ class Entry:
         """Still to be rolled back or forward."""
         return self.state in ("running", "committed")
 
+    def concerns(self, name: str) -> bool:
+        """Whether ``name`` is moved or held in it."""
+        return name == self.site or any(name == each.site for each in self.along)
+
 
 class RegistryError(Exception):
     """The registry cannot be used, or refuses; the message says why and what to do."""
@@ -216,7 +220,7 @@ class IRegistry(Interface):
         """The migrations to be rolled back or forward, oldest first."""
 
     def history(site: str | None, limit: int) -> Deferred[list[Entry]]:
-        """The last ``limit`` migrations of ``site`` (None: of all), newest first.
+        """The last ``limit`` migrations that move or hold ``site`` (None: all), newest first.
 
         The newest 1000 are kept.
         """

@@ -88,7 +88,7 @@ class MemoryStore:
         found = [
             entry
             for entry in reversed(self._entries.values())
-            if site in (None, entry.site) and (entry.unfinished or not unfinished)
+            if (site is None or entry.concerns(site)) and (entry.unfinished or not unfinished)
         ]
         return found if limit < 0 else found[:limit]
 

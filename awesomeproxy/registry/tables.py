@@ -87,6 +87,7 @@ JOURNAL = Table(
 TABLES = (PLACEMENT, FORGOTTEN, DEFINITION, JOURNAL)
 
 UNFINISHED = "('running', 'committed')"
+ALONG = "EXISTS (SELECT 1 FROM json_each(along) WHERE json_extract(value, '$[0]') = ?1)"
 
 
 class TableStore:
@@ -144,8 +145,8 @@ class TableStore:
 
     def entries(self, site: str | None, unfinished: bool, limit: int) -> list[Entry]:
         where = (
-            "WHERE site = coalesce(?, site)"
-            f" AND (NOT ? OR state IN {UNFINISHED}) ORDER BY id DESC LIMIT ?"
+            f"WHERE (?1 IS NULL OR site = ?1 OR {ALONG})"
+            f" AND (NOT ?2 OR state IN {UNFINISHED}) ORDER BY id DESC LIMIT ?3"
         )
         return [_entry(row) for row in JOURNAL.rows(self._db, where, site, unfinished, limit)]
 
