@@ -17,6 +17,7 @@ be no other replication on the target, and no second copy at the same time.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.task import deferLater
@@ -85,20 +86,27 @@ class Following:
         # The position comes with the dump, as a statement that sets it.
         arguments = ["--single-transaction", "--master-data=1", "--gtid"]
         arguments += [f"--ignore-table={self.database}.{view}" for view in views]
-        try:
-            size = await self._load(arguments, progress)
-        except ServerError as problem:
-            if problem.code != _EXISTS:
-                raise
-            # A round that was given up has made its connection only now.  It comes first in
-            # a dump, so nothing has been loaded yet.
-            await self._stop()
-            size = await self._load(arguments, progress)
+        size = await self._load_in_peace(arguments, progress)
         await self._put_stage("following")
         await self.connect()
         return size
 
-    async def _load(self, arguments: list[str], progress: Progress) -> int:
+    async def _load_in_peace(self, arguments: Sequence[str], progress: Progress) -> int:
+        """Load, though rounds that were given up may make their connections only now.
+
+        That is what a dump begins with, so nothing has been loaded when one is in the way.
+        """
+        late = self._reactor.seconds() + _CONNECT
+        while True:
+            try:
+                return await self._load(arguments, progress)
+            except ServerError as problem:
+                if problem.code != _EXISTS or self._reactor.seconds() > late:
+                    raise
+            await self._stop()
+            await deferLater(self._reactor, 0.1)
+
+    async def _load(self, arguments: Sequence[str], progress: Progress) -> int:
         return await self.source.pipe(
             [*arguments, "--", self.database],
             self.target,
