@@ -262,6 +262,7 @@ class MariadbStage(DatabaseStage):
             )
             await admin.run(
                 "SET GLOBAL gtid_slave_pos = ''",
+                "SET SESSION foreign_key_checks = 0",  # they come in no certain order
                 *(f"DROP DATABASE {name(each[0])}" for each in databases),
                 *(f"DROP USER {each[0]}" for each in users),
             )

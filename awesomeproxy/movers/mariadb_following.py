@@ -34,6 +34,7 @@ _LOOK = 0.1  # seconds between looks at a connection
 _WAIT = 0.5  # seconds that are waited for a position at one go
 _SLAVES_RUN = 1198  # ER_SLAVE_MUST_STOP: there is other replication by now
 _EXISTS = 1934  # ER_CONNECTION_ALREADY_EXISTS: ours, with no server in it, meets the nameless one
+_NONE = 1617  # WARN_NO_MASTER_INFO: there is no connection of that name
 _CONFLICTS = (1947, 1948)  # ER_GTID_POSITION_NOT_FOUND_IN_BINLOG...: only its own past
 
 
@@ -253,10 +254,14 @@ class Following:
 
     async def _stop(self) -> bool:
         """Take the connection away; False: there was none."""
-        if not await self._status():
-            return False
         quoted = text(self.called)
-        await self.target.change(f"STOP SLAVE {quoted}", f"RESET SLAVE {quoted} ALL")
+        try:
+            # Though none is shown: one that a dump has begun to make has no server yet.
+            await self.target.change(f"STOP SLAVE {quoted}", f"RESET SLAVE {quoted} ALL")
+        except ServerError as problem:
+            if problem.code != _NONE:
+                raise
+            return False
         return True
 
     async def _connected(self) -> None:
