@@ -33,9 +33,10 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
         elif "hosts" in table:
             sites[name] = config.site_from_table(name, table, SOURCE)
     problems: list[str] = []
+    claims = consistency.Claims(sites.values())
     for name in added:
         if name in sites and name not in settings.sites:
-            problems += consistency.overlaps(sites[name], sites.values())
+            problems += claims.overlaps(sites[name])
             if text := consistency.unissued(sites[name], settings):
                 problems.append(f"sites.{name}.tls.acme: {text}")
             problems += [

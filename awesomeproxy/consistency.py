@@ -28,18 +28,35 @@ from awesomeproxy.quantities import show
 from awesomeproxy.shapes import Spot
 
 
-def overlaps(site: Site, others: Iterable[Site]) -> Iterator[str]:
-    """What ``site`` and any of ``others`` both claim, a text for each."""
-    for other in others:
-        if other.name == site.name or other.path != site.path:
-            continue
+class Claims:
+    """Which sites claim a host with a path: a look-up each, however many sites there are."""
+
+    def __init__(self, sites: Iterable[Site] = ()) -> None:
+        self._names: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        self._count = 0
+        for site in sites:
+            self.add(site)
+
+    def add(self, site: Site) -> None:
+        """Enter what ``site`` claims."""
         for host in site.hosts:
-            if host in other.hosts:
-                yield (
-                    f"{show(host)} with path {show(site.path)} is claimed by site "
-                    f"{show(other.name)} and by site {show(site.name)}; "
-                    "give one of them another host or path"
-                )
+            self._names.setdefault((host, site.path), []).append((self._count, site.name))
+        self._count += 1
+
+    def overlaps(self, site: Site) -> Iterator[str]:
+        """What ``site`` and any other that was added both claim, a text for each."""
+        found = [
+            (order, index, host, name)
+            for index, host in enumerate(site.hosts)
+            for order, name in self._names.get((host, site.path), ())
+            if name != site.name
+        ]
+        for _, _, host, name in sorted(found):  # first what the first of them claims, and so on
+            yield (
+                f"{show(host)} with path {show(site.path)} is claimed by site "
+                f"{show(name)} and by site {show(site.name)}; "
+                "give one of them another host or path"
+            )
 
 
 def unissued(site: Site, settings: Settings) -> str:
@@ -55,10 +72,10 @@ def unissued(site: Site, settings: Settings) -> str:
 
 def unknown_databases(site: Site, settings: Settings) -> Iterator[tuple[int, str]]:
     """Which databases ``site`` uses that are not there: where in its list, and a text."""
-    known = " or ".join(map(show, settings.databases))
-    remedy = f"write {known}, or add" if known else "add"
     for index, name in enumerate(site.uses):
         if name not in settings.databases:
+            known = " or ".join(map(show, settings.databases))
+            remedy = f"write {known}, or add" if known else "add"
             yield index, f"{show(name)} is not a database; {remedy} [databases.{name}]"
 
 
@@ -68,13 +85,13 @@ def check_file(settings: Settings, spot: Spot) -> None:
         addresses.name(settings.name)
     except ValueError as problem:  # none was written, and the default will not do
         spot.at("node").at("name").wrong(f"the host name {problem}")
-    earlier: list[Site] = []
+    earlier = Claims()
     for name, site in settings.sites.items():
         place = spot.at("sites").at(name)
         if not place.at("path").marred:
-            for text in overlaps(site, earlier):
+            for text in earlier.overlaps(site):
                 place.at("hosts").wrong(text)
-            earlier.append(site)
+            earlier.add(site)
         if not spot.at("acme").marred and (text := unissued(site, settings)):
             place.at("tls").at("acme").wrong(text)
         if not spot.at("databases").marred:
@@ -131,9 +148,9 @@ def _check_nodes(settings: Settings, spot: Spot) -> None:
 
 
 def _unknown(node: str, settings: Settings) -> str:
-    known = sorted({settings.name, *settings.nodes})
-    if not node or node in known:
+    if not node or node == settings.name or node in settings.nodes:
         return ""
+    known = sorted({settings.name, *settings.nodes})
     return (
         f"{show(node)} is not a node; write {' or '.join(map(show, known))}, "
         "or add a table [nodes.NAME]"

@@ -50,6 +50,31 @@ class HeldTotal:
 class Gate:
     """The door of one site.  ``clock`` is asked only when something is held."""
 
+    __slots__ = (
+        "_budget",
+        "_clock",
+        "_expiry",
+        "_growth",
+        "_limit",
+        "_limits",
+        "_line",
+        "_on_idle",
+        "_ramp",
+        "_releasing",
+        "_total",
+        "_trouble_since",
+        "departed",
+        "held",
+        "holding",
+        "in_flight",
+        "longest_wait",
+        "refused",
+        "refusing",
+        "released",
+        "trouble",
+        "window",
+    )
+
     def __init__(
         self,
         clock: IReactorTime,

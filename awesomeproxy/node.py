@@ -56,7 +56,7 @@ from awesomeproxy.proxy.health import Unwell, check, connect
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
-from awesomeproxy.reloading import differences
+from awesomeproxy.reloading import differences, unchanged_kept
 from awesomeproxy.residence import Residence
 from awesomeproxy.watching import Watching
 
@@ -240,18 +240,21 @@ class Node:
 
         :raise RegistryError: it cannot be recorded.
         """
-        for each in defined:
-            name = each.name if isinstance(each, Site) else DATABASE + each.name
-            if name not in self.placements:
-                first = Placement(name, each.backend)
-                self.placements[name] = await self.registry.place(first, 0)
+        await self._place_new(
+            Placement(each.name if isinstance(each, Site) else DATABASE + each.name, each.backend)
+            for each in defined
+        )
 
     async def _place_filesystems(self, settings: Settings) -> None:
-        for filesystem in settings.filesystems.values():
-            name = FILESYSTEM + filesystem.name
-            if name not in self.placements:
-                first = Placement(name, filesystem.node)
-                self.placements[name] = await self.registry.place(first, 0)
+        await self._place_new(
+            Placement(FILESYSTEM + each.name, each.node) for each in settings.filesystems.values()
+        )
+
+    async def _place_new(self, firsts: Iterable[Placement]) -> None:
+        new = [first for first in firsts if first.site not in self.placements]
+        if new:  # in one transaction: each has its disk write
+            placed = await self.registry.place_new(new)
+            self.placements |= {each.site: each for each in placed}
 
     def define(self, site: Site) -> None:
         """Take over the definition, new or changed, of a site that has been placed."""
@@ -295,7 +298,7 @@ class Node:
             be; nothing has changed.
         """
         async with self.changing():
-            settings = config.load(self.path)
+            settings = unchanged_kept(self.settings, config.load(self.path))
             sites = compose(settings, self.added)
             self._check(sites, settings)
             # What may fail comes first; all the rest happens in one turn.

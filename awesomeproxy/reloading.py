@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from awesomeproxy.model import Settings
@@ -11,6 +11,18 @@ from awesomeproxy.model import Settings
 TABLES = ("nodes", "filesystems", "databases")  # of named tables, but for sites
 ELSEWHERE = frozenset((*TABLES, "sites", "listen", "hooks", "tls", "acme"))
 _CALLED = {"max_held": "hold.max_requests", "max_held_bytes": "hold.max_bytes"}
+
+
+def unchanged_kept(before: Settings, after: Settings) -> Settings:
+    """``after``, with what has not changed of the sites as it is in ``before``.
+
+    What is equal need not be in memory twice.
+    """
+    kept = before.sites
+    sites = {
+        name: kept[name] if kept.get(name) == site else site for name, site in after.sites.items()
+    }
+    return replace(after, sites=sites)
 
 
 def differences(before: Settings, after: Settings) -> dict[str, list[str]]:

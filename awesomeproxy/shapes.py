@@ -28,13 +28,35 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _NOTHING: Any = object()  # what a reader that failed came back with
 
 
-@dataclass(frozen=True)
+Keys = tuple[str, ...]
+
+
+class Notes:
+    """What is wrong in a document: where, and how."""
+
+    __slots__ = ("_marred", "texts")
+
+    def __init__(self) -> None:
+        self.texts: list[tuple[Keys, str]] = []
+        self._marred: set[Keys] = set()
+
+    def add(self, keys: Keys, text: str) -> None:
+        """Note what is wrong at ``keys``."""
+        self.texts.append((keys, text))
+        self._marred.update(keys[:depth] for depth in range(len(keys) + 1))
+
+    def mar(self, keys: Keys) -> bool:
+        """Whether anything there or below has been noted."""
+        return keys in self._marred
+
+
+@dataclass(frozen=True, slots=True)
 class Spot:
     """A place in a document, and the notes of what is wrong in all of the document."""
 
     source: str  # what the document is called: the file's path
-    keys: tuple[str, ...] = ()  # the way to the place, each step as it is printed
-    notes: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+    keys: Keys = ()  # the way to the place, each step as it is printed
+    notes: Notes = field(default_factory=Notes)
 
     def at(self, key: str) -> Spot:
         """The place of ``key`` in the table that is here."""
@@ -47,16 +69,16 @@ class Spot:
 
     def wrong(self, text: str) -> None:
         """Note that what is here is wrong; ``text`` says how, and what to do."""
-        self.notes.append((self.keys, text))
+        self.notes.add(self.keys, text)
 
     @property
     def marred(self) -> bool:
         """Whether anything here or below has been noted."""
-        return any(keys[: len(self.keys)] == self.keys for keys, _ in self.notes)
+        return self.notes.mar(self.keys)
 
     def lines(self) -> tuple[str, ...]:
         """All the notes of the document, one line each."""
-        return tuple(f"{self.source}: {''.join(keys)}: {text}" for keys, text in self.notes)
+        return tuple(f"{self.source}: {''.join(keys)}: {text}" for keys, text in self.notes.texts)
 
 
 class Structure(ABC, Generic[T]):

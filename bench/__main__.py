@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import command, costs, holding, mounts, moving, switching
+from bench import command, costs, holding, mounts, moving, sites, switching
 from bench.bars import FIGURES
 from bench.processes import BenchError, MissingTools, core_of, prepare, require
 from bench.results import Options, Results
@@ -34,6 +34,7 @@ MEASURES: dict[str, Callable[[Results, Console], None]] = {
     "wait": switching.wait,
     "status": command.status,
     "mounts": mounts.mounts,
+    "sites": sites.sites,
     "pausezfs": moving.pausezfs,
     "pausersync": moving.pausersync,
 }

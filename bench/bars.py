@@ -84,6 +84,8 @@ BARS: tuple[Bar, ...] = (
     Bar("mounts-others", "mounts", "of one that is not watched", "ms", 5.0),
     Bar("mounts-read", "mounts", "of a change for which the table is read", "ms", 200.0),
     Bar("mounts-stall", "mounts", "the longest it kept the reactor from its work", "ms", 20.0),
+    Bar("sites-start", "sites", "10,000 sites: from the start until it listens", "s", 3.0),
+    Bar("sites-memory", "sites", "memory of the daemon that has them", "MB", 100.0),
     *_pause_bars("pausezfs", "zfs"),
     *_pause_bars("pausersync", "rsync"),
 )
@@ -102,6 +104,7 @@ FIGURES: Mapping[str, str] = {
     "wait": "the longest wait that a migration adds on an idle site",
     "status": "the time that awesomeproxy status takes",
     "mounts": "what a mount costs the watcher among 100,000 mounts",
+    "sites": "the start, the memory and a reload of a daemon with 10,000 sites",
     "pausezfs": "the pause of a site that moves with 1 GB it writes to, with zfs",
     "pausersync": "the same with rsync",
 }

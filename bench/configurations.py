@@ -211,5 +211,27 @@ def moving(
     return "\n".join(lines) + "\n"
 
 
+def many(directory: Path, port: int, count: int) -> str:
+    """Our own with so many sites, each with a host and two backends of its own; nobody serves."""
+    lines = [
+        "[node]",
+        'name = "bench"',
+        f"state_dir = {_text(directory / 'state')}",
+        f"control = {_text(directory / 'control.sock')}",
+        "[[listen]]",
+        f"endpoint = {_text(f'tcp:{port}:interface=127.0.0.1')}",
+    ]
+    for number in range(count):
+        lines += [
+            f"[sites.site{number}]",
+            f"hosts = [{_text(f'site{number}.example')}]",
+            'backend = "a"',
+        ]
+        for letter, net in (("a", 1), ("b", 2)):
+            server = f"http://10.{net}.{number // 250}.{number % 250 + 1}:8080"
+            lines += [f"[sites.site{number}.backends.{letter}]", f"servers = [{_text(server)}]"]
+    return "\n".join(lines) + "\n"
+
+
 def _text(value: object) -> str:
     return json.dumps(str(value))  # a JSON string is a TOML string

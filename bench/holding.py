@@ -46,7 +46,7 @@ def held(results: Results, console: Console) -> None:
             sent = _line(herd)
             if sent["failed"]:
                 raise BenchError(f"{sent['failed']} of {COUNT} clients could not connect and send")
-            _settle(daemon)
+            settle(daemon)
             taken = len(os.listdir(f"/proc/{daemon.pid}/fd"))
             if taken < COUNT:
                 raise BenchError(f"the daemon has not taken all {COUNT} connections: {taken} open")
@@ -85,7 +85,7 @@ def _line(herd: subprocess.Popen[bytes]) -> dict[str, Any]:
     return found
 
 
-def _settle(daemon: Process) -> None:
+def settle(daemon: Process) -> None:
     """Wait until the daemon has read all it was sent: until it uses no CPU any more."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -229,7 +229,7 @@ def _wait_until_answered(server: Process, log: Path) -> None:
     last = "nothing listens"
     while time.monotonic() < deadline:
         if popen.poll() is not None:
-            raise BenchError(f"{name} ended with status {popen.returncode}: {_tail(log)}")
+            raise BenchError(f"{name} ended with status {popen.returncode}: {tail(log)}")
         try:
             status = _ask(server)
             if status == 200:
@@ -238,7 +238,7 @@ def _wait_until_answered(server: Process, log: Path) -> None:
         except (OSError, http.client.HTTPException) as error:
             last = str(error) or repr(error)
         time.sleep(0.05)
-    raise BenchError(f"{name} is not ready on port {port} after 15 s ({last}): {_tail(log)}")
+    raise BenchError(f"{name} is not ready on port {port} after 15 s ({last}): {tail(log)}")
 
 
 def _ask(server: Process) -> int:
@@ -254,6 +254,7 @@ def _ask(server: Process) -> int:
         return client.getresponse().status
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """The end of a log, for an error."""
     lines = log.read_text(errors="replace").splitlines()[-15:]
     return "\n  ".join(["its log ends with", *lines]) if lines else "its log is empty"

@@ -173,13 +173,13 @@ class MariadbStage(DatabaseStage):
         }
         spot = Spot("test")
         read = self.kind.place.read(written, spot)
-        assert not spot.notes, spot.lines()
+        assert not spot.marred, spot.lines()
         return Place(side, server.shell, read, (HOST, server.port))
 
     def mover(self, migration: int, source: str = ONE, target: str = TWO, **options: Any) -> Any:
         spot = Spot("test")
         read = self.kind.options.read({**self.options, **options}, spot)
-        assert not spot.notes, spot.lines()
+        assert not spot.marred, spot.lines()
         places = self.place(source), self.place(target)
         return self.kind.make(Job("shop", migration, *places, read, reactor, "/nowhere"))
 

@@ -22,7 +22,7 @@ def options(**written: Any) -> Any:
     """Options as they are read from a config file."""
     spot = Spot("test")
     read = RSYNC.options.read(written, spot)
-    assert not spot.notes, spot.lines()
+    assert not spot.marred, spot.lines()
     return read
 
 

@@ -179,12 +179,12 @@ def test_sites_may_share_a_host_if_their_paths_differ() -> None:
     assert [site.path for site in config.parse(text, "f.toml").sites.values()] == ["/blog", "/"]
 
 
-def test_overlaps_is_told_of_a_site_against_others_but_not_against_itself() -> None:
+def test_a_site_overlaps_with_others_but_not_with_itself() -> None:
     """A site that is defined anew does not collide with what it was."""
     other = replace(SITE, name="b")
-    assert list(consistency.overlaps(SITE, [SITE])) == []
-    assert list(consistency.overlaps(SITE, [replace(other, path="/b")])) == []
-    assert list(consistency.overlaps(other, [SITE])) == [
+    assert list(consistency.Claims([SITE]).overlaps(SITE)) == []
+    assert list(consistency.Claims([replace(other, path="/b")]).overlaps(SITE)) == []
+    assert list(consistency.Claims([SITE]).overlaps(other)) == [
         '"a.example" with path "/" is claimed by site "a" and by site "b"; '
         "give one of them another host or path"
     ]

@@ -791,7 +791,7 @@ async def test_a_check_is_the_proxys_own(version: Any, header: bytes) -> None:
     """It comes with a header, too, and speaks for nobody."""
     health = HealthCheck(path="/up", interval=2.0, timeout=1.0)
     async with stage(None, backend={"send_proxy": version, "health": health}) as s:
-        await s.pass_time(0.5)
+        await s.pass_time(health.interval)
         await eventually(lambda: s.origin.received.endswith(END), "a check")
         assert s.origin.received.startswith(header + b"GET /up HTTP/1.1\r\n")
 

@@ -35,7 +35,7 @@ def mover(tmp_path: Path, target: Shell | None = None, **written: Any) -> Comman
     """A mover from ``tmp_path/one`` to ``tmp_path/two``, with these commands."""
     spot = Spot("test")
     options = COMMAND.options.read({**NEEDED, **written}, spot)
-    assert not spot.notes, spot.lines()
+    assert not spot.marred, spot.lines()
     here = Shell(reactor, Reach("here"))
     source = Place("here", here, Directory(str(tmp_path / "one")))
     far = target or here

@@ -175,6 +175,29 @@ async def test_a_forgotten_site_goes_on_from_where_it_was(registry: Registry) ->
     assert (await registry.place(Placement("shop", "web1"), 0)).generation == 1
 
 
+@ensureDeferred
+async def test_many_are_placed_at_once(registry: Registry) -> None:
+    """Each as if it were placed by itself, and subscribers are told of each."""
+    await registry.place(Placement("blog", "web1"), 0)
+    await registry.forget("blog", 1)
+    told: list[str] = []
+    registry.subscribe(told.append)
+    placed = await registry.place_new([Placement("blog", "web2"), Placement("shop", "web1")])
+    assert placed == [Placement("blog", "web2", generation=2), Placement("shop", "web1")]
+    assert await registry.placements() == {each.site: each for each in placed}
+    assert told == ["blog", "shop"]
+
+
+@ensureDeferred
+async def test_of_many_none_is_placed_if_one_is_already(registry: Registry) -> None:
+    """Whoever loses against somebody else has written nothing."""
+    stored = await registry.place(Placement("shop", "web1"), 0)
+    many = [Placement("blog", "web1"), Placement("shop", "web2")]
+    message = await refused(Conflict, registry.place_new(many))
+    assert message.startswith("shop: generation 0 was expected, but it is at 1")
+    assert await registry.placements() == {"shop": stored}
+
+
 # The contract: definitions
 
 

@@ -20,6 +20,8 @@ OVERDUE = "the pause has outlived its deadline; resume or pause it again"
 class Expiry:
     """Watches the deadline of one hold at a time."""
 
+    __slots__ = ("_call", "_reactor", "_refuse")
+
     def __init__(self, reactor: Any, refuse: Callable[[], object]) -> None:
         """
         :param refuse: called when the deadline is over.

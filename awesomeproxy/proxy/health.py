@@ -11,6 +11,7 @@ answered, not a byte goes there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import random
 from typing import TYPE_CHECKING, Any
 
 from h2.events import (
@@ -184,6 +185,8 @@ def check(
 class Checks:
     """The repeated check of one server."""
 
+    __slots__ = ("_health", "_next", "_running", "_server", "_site", "_stopped", "_streak")
+
     def __init__(self, site: LiveSite, server: LiveServer, health: HealthCheck) -> None:
         self._site = site
         self._server = server
@@ -192,7 +195,8 @@ class Checks:
         self._running: Deferred[None] | None = None
         self._next: IDelayedCall | None = None
         self._stopped = False
-        self._schedule(health.interval / 10)
+        # Of thousands that begin together, each has an instant of its own.
+        self._schedule(health.interval * random())
 
     def interrupt(self) -> None:
         """Let go of the check that is running, which proves nothing then."""

@@ -119,19 +119,20 @@ class Plane:
         name = desired.site.name
         live = self.sites.get(name)
         if live is None:
-            self.sites[name] = LiveSite(self, desired, self._removed.pop(name, None))
-            self._route()
+            live = self.sites[name] = LiveSite(self, desired, self._removed.pop(name, None))
+            self.router.add(live)
             return
         before = live.site
         live.apply(desired)
         if (before.hosts, before.path) != (desired.site.hosts, desired.site.path):
-            self._route()
+            self.router.remove(live, before)
+            self.router.add(live)
 
     def remove(self, name: str) -> None:
         """A site is no more."""
         live = self.sites.pop(name, None)
         if live is not None:
-            self._route()
+            self.router.remove(live, live.site)
             live.close()
             if not live.drained:
                 self._removed[name] = live
@@ -191,9 +192,6 @@ class Plane:
             live.former = None
         elif name in self._removed_databases and self._removed_databases[name].drained:
             del self._removed_databases[name]
-
-    def _route(self) -> None:
-        self.router = Router(self.sites.values())
 
     # Listening
 

@@ -34,51 +34,97 @@ class BadHost(Exception):
     """A Host field that cannot name a host."""
 
 
-class Routes(Generic[S]):
-    """The sites of one host, the longest prefix first."""
+class Prefixes(Generic[S]):
+    """The sites of one host, by path prefix."""
 
-    __slots__ = ("_prefixes", "only")
+    __slots__ = ("_longest", "sites")
 
     def __init__(self) -> None:
-        self._prefixes: list[tuple[bytes, S]] = []
-        self.only: S | None = None  # the site, if the path does not matter
+        self.sites: dict[bytes, S] = {}
+        self._longest = 0  # bytes of the longest prefix there has been
 
-    def add(self, site: S) -> None:
-        """Add a site that has this host."""
-        self._prefixes.append((site.site.path.rstrip("/").encode(), site))
-        self._prefixes.sort(key=lambda entry: -len(entry[0]))
-        self._sum_up()
+    def add(self, path: str, site: S) -> None:
+        """Add a site that has this host, with that path."""
+        prefix = _prefix(path)
+        self.sites[prefix] = site
+        self._longest = max(self._longest, len(prefix))
 
-    def fall_back(self, routes: Routes[S]) -> None:
-        """Where no path matches, try those of ``routes``."""
-        self._prefixes.extend(routes._prefixes)
-        self._sum_up()
+    def remove(self, path: str, site: S) -> None:
+        """Take it out, unless another has come in its place."""
+        if self.sites.get(_prefix(path)) is site:
+            del self.sites[_prefix(path)]
 
-    def _sum_up(self) -> None:
-        prefix, site = self._prefixes[0]
-        self.only = None if prefix else site
+    def find(self, path: bytes) -> S | None:
+        """The site for a path: ``/blog`` is for ``/blog``, ``/blog/x``, not ``/blogs``."""
+        end = len(path)
+        if end > self._longest:
+            end = path.rfind(b"/", 0, self._longest + 1)
+        while end > 0:
+            site = self.sites.get(path[:end])
+            if site is not None:
+                return site
+            end = path.rfind(b"/", 0, end)
+        return self.sites.get(b"")
+
+
+def _prefix(path: str) -> bytes:
+    return path.rstrip("/").encode()
+
+
+class Routes(Generic[S]):
+    """What a name leads to: the sites of each host that it matches, the nearest host first."""
+
+    __slots__ = ("_hosts", "only")
+
+    def __init__(self, hosts: list[Prefixes[S]]) -> None:
+        self._hosts = hosts
+        nearest = hosts[0].sites
+        # The site, if the path does not matter.
+        self.only = nearest.get(b"") if len(nearest) == 1 else None
 
     def find(self, target: bytes) -> S | None:
-        """The site for a target: ``/blog`` is for ``/blog``, ``/blog/x``, not ``/blogs``."""
+        """The site for a target: where no path of a host matches, the next is tried."""
         path = target.partition(b"?")[0]
-        for prefix, site in self._prefixes:
-            if not prefix or path == prefix or path.startswith(prefix + b"/"):
+        for host in self._hosts:
+            site = host.find(path)
+            if site is not None:
                 return site
         return None
 
 
 class Router(Generic[S]):
-    """Finds sites.  It is made anew when the sites change."""
+    """Finds sites.  They can come and go one by one, at no more cost if there are many."""
 
     def __init__(self, sites: Iterable[S] = ()) -> None:
-        self._exact: dict[str, Routes[S]] = {}
-        self._wild: dict[str, Routes[S]] = {}
+        self._exact: dict[str, Prefixes[S]] = {}
+        self._wild: dict[str, Prefixes[S]] = {}
         self._remembered: dict[bytes, Routes[S]] = {}
         for site in sites:
-            for host in site.site.hosts:
-                wild = host.startswith("*.")
-                table = self._wild if wild else self._exact
-                table.setdefault(host[1:] if wild else host, Routes()).add(site)
+            self.add(site)
+
+    def add(self, site: S) -> None:
+        """Find it from now on, as it is defined now."""
+        for host in site.site.hosts:
+            table, name = self._place(host)
+            table.setdefault(name, Prefixes()).add(site.site.path, site)
+        self._remembered.clear()
+
+    def remove(self, site: S, definition: Site) -> None:
+        """Find it no more.
+
+        :param definition: what it was when it was added.
+        """
+        for host in definition.hosts:
+            table, name = self._place(host)
+            prefixes = table.get(name)
+            if prefixes is not None:
+                prefixes.remove(definition.path, site)
+                if not prefixes.sites:
+                    del table[name]
+        self._remembered.clear()
+
+    def _place(self, host: str) -> tuple[dict[str, Prefixes[S]], str]:
+        return (self._wild, host[1:]) if host.startswith("*.") else (self._exact, host)
 
     def find(self, host: bytes, target: bytes) -> S | None:
         """The site that a request is for, or None.
@@ -111,9 +157,4 @@ class Router(Generic[S]):
             if name[dot:] in self._wild:
                 found.append(self._wild[name[dot:]])
             dot = name.find(".", dot + 1)
-        if not found:
-            return None
-        merged: Routes[S] = Routes()
-        for routes in found:
-            merged.fall_back(routes)
-        return merged
+        return Routes(found) if found else None

@@ -160,6 +160,8 @@ class LiveServer:
 class LiveBackend:
     """A backend and its servers."""
 
+    __slots__ = ("_only", "_turn", "config", "retired", "servers")
+
     def __init__(self, config: Backend) -> None:
         self.config = config
         self.servers = [LiveServer(server, self) for server in config.servers]

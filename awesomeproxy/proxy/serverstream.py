@@ -89,7 +89,7 @@ class ServerStream:
         if session is None:
             session = ServerSession(self.site, self.server)
             self.server.sessions.append(session)
-            self.site.connections.add(session)
+            self.site.connections[session] = None
             self.session = session
             session.waiting.append(self)
             session.connect(timeout)

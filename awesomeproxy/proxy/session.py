@@ -463,7 +463,7 @@ class ServerSession(Protocol):
     def _forget(self) -> None:
         self._leave_pool()
         self.site.plane.links.discard(self)
-        self.site.connections.discard(self)
+        self.site.connections.pop(self, None)
         self.site.check_drained()
 
 

@@ -22,6 +22,33 @@ if TYPE_CHECKING:
 class LiveSite:
     """One site at work."""
 
+    __slots__ = (
+        "_checks",
+        "_expiry",
+        "_probe",
+        "_stagger",
+        "_was_drained",
+        "absent",
+        "ambiguous",
+        "backend",
+        "backends",
+        "bypass_field",
+        "closed",
+        "connections",
+        "failed",
+        "former",
+        "gate",
+        "guarded",
+        "hsts",
+        "name",
+        "placement",
+        "plane",
+        "requests",
+        "retried",
+        "site",
+        "tunnels",
+    )
+
     def __init__(self, plane: Plane, desired: Desired, former: LiveSite | None = None) -> None:
         """
         :param former: a removed site of the same name that still has requests in flight.
@@ -36,8 +63,9 @@ class LiveSite:
         self.gate = Gate(plane.clock, total=plane.held, on_idle=self._gate_idle)
         self.backends: dict[str, LiveBackend] = {}
         self.backend: LiveBackend | None = None  # where it is placed
-        self.connections: set[IServerLink] = set()
-        self.tunnels: set[Tunnel] = set()
+        # Sets, as dicts: an empty one is a third of the size, and there may be very many sites.
+        self.connections: dict[IServerLink, None] = {}
+        self.tunnels: dict[Tunnel, None] = {}
         self.requests = 0
         self.retried = 0
         self.ambiguous = 0
@@ -182,7 +210,7 @@ class LiveSite:
 
         :param bypass: it was let by: the operator's own, who may try the new place with it.
         """
-        self.tunnels.add(tunnel)
+        self.tunnels[tunnel] = None
         if self.plane.stopping or (self.gate.holding and not bypass):
             self._stagger.start(self.site.drain.tunnels)
 

@@ -25,6 +25,8 @@ TICK = 0.05  # seconds: several are told at a time rather than to wake up more o
 class Stagger:
     """Ends the tunnels of one site, and of those it follows."""
 
+    __slots__ = ("_call", "_clock", "_end", "_last", "_since", "_site")
+
     def __init__(self, site: LiveSite, clock: IReactorTime) -> None:
         self._site = site
         self._clock = clock

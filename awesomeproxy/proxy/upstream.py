@@ -87,7 +87,7 @@ class ServerConnection(Protocol):
     def connect(self, timeout: float) -> None:
         """Open it; the exchange is told ``connected`` or ``not_connected``."""
         self.server.busy += 1
-        self.site.connections.add(self)
+        self.site.connections[self] = None
         plane = self.site.plane
         if plane.crowded:
             self._failed(no_file())
@@ -192,7 +192,7 @@ class ServerConnection(Protocol):
         if self.exchange is not None:
             self.server.busy -= 1
         self.site.plane.links.discard(self)
-        self.site.connections.discard(self)
+        self.site.connections.pop(self, None)
         self.site.check_drained()
 
     def idle(self, now: float) -> None:

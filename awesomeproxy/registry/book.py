@@ -75,6 +75,11 @@ class Book:
             self._store.drop_forgotten(new.site)
         return placed
 
+    def place_new(self, new: Sequence[Placement]) -> list[Placement]:
+        for each in new:
+            self._stored(each.site, 0)
+        return [self.place(each, 0) for each in new]
+
     def forget(self, site: str, expected: Generation) -> None:
         self._check_idle(site)
         if self._stored(site, expected) is not None:

@@ -47,8 +47,8 @@ class EmbeddedRegistry(ABC):
         """Do ``work``, which only reads."""
 
     @abstractmethod
-    def _write(self, care: Care, site: str | None, work: Callable[[], R]) -> Deferred[R]:
-        """Do ``work`` wholly or not at all, then tell the subscribers of ``site``."""
+    def _write(self, care: Care, sites: Sequence[str], work: Callable[[], R]) -> Deferred[R]:
+        """Do ``work`` wholly or not at all, then tell the subscribers of ``sites``."""
 
     @abstractmethod
     def close(self) -> Deferred[None]:
@@ -60,20 +60,24 @@ class EmbeddedRegistry(ABC):
     def place(self, new: Placement, expected: Generation) -> Deferred[Placement]:
         # A gate that opens has requests waiting for it.
         care = Care.PROMPT if new.mode is Mode.OPEN else Care.DURABLE
-        return self._write(care, new.site, lambda: self._book.place(new, expected))
+        return self._write(care, [new.site], lambda: self._book.place(new, expected))
+
+    def place_new(self, new: Sequence[Placement]) -> Deferred[list[Placement]]:
+        sites = [each.site for each in new]
+        return self._write(Care.DURABLE, sites, lambda: self._book.place_new(new))
 
     def forget(self, site: str, expected: Generation) -> Deferred[None]:
-        return self._write(Care.DURABLE, site, lambda: self._book.forget(site, expected))
+        return self._write(Care.DURABLE, [site], lambda: self._book.forget(site, expected))
 
     def definitions(self) -> Deferred[dict[str, dict[str, Any]]]:
         return self._read(self._book.definitions)
 
     def define(self, name: str, table: dict[str, Any]) -> Deferred[None]:
         mine = deepcopy(table)  # read later, perhaps in a thread
-        return self._write(Care.DURABLE, name, lambda: self._book.define(name, mine))
+        return self._write(Care.DURABLE, [name], lambda: self._book.define(name, mine))
 
     def undefine(self, name: str) -> Deferred[None]:
-        return self._write(Care.DURABLE, name, lambda: self._book.undefine(name))
+        return self._write(Care.DURABLE, [name], lambda: self._book.undefine(name))
 
     def begin(
         self,
@@ -86,12 +90,12 @@ class EmbeddedRegistry(ABC):
     ) -> Deferred[Entry]:
         return self._write(
             Care.DURABLE,
-            site,
+            [site],
             lambda: self._book.begin(site, source, target, hold, expected, along),
         )
 
     def step(self, entry_id: int, name: str) -> Deferred[None]:
-        return self._write(Care.RELAXED, None, lambda: self._book.step(entry_id, name))
+        return self._write(Care.RELAXED, [], lambda: self._book.step(entry_id, name))
 
     def hold(
         self,
@@ -102,7 +106,7 @@ class EmbeddedRegistry(ABC):
     ) -> Deferred[Placement]:
         return self._write(
             Care.DURABLE,
-            placement.site,
+            [placement.site],
             lambda: self._book.hold(entry_id, placement, expected, along),
         )
 
@@ -115,7 +119,7 @@ class EmbeddedRegistry(ABC):
     ) -> Deferred[Placement]:
         return self._write(
             Care.PROMPT,
-            placement.site,
+            [placement.site],
             lambda: self._book.commit(entry_id, placement, expected, along),
         )
 
@@ -132,7 +136,7 @@ class EmbeddedRegistry(ABC):
         mine = deepcopy(ledger)
         return self._write(
             Care.DURABLE,
-            placement.site,
+            [placement.site],
             lambda: self._book.finish(entry_id, state, placement, expected, reason, mine, along),
         )
 
@@ -151,9 +155,10 @@ class EmbeddedRegistry(ABC):
 
         return unsubscribe
 
-    def _tell(self, site: str) -> None:
+    def _tell(self, sites: Sequence[str]) -> None:
         for callback in list(self._subscribers.values()):
-            try:
-                callback(site)
-            except Exception:  # theirs: the change is made all the same
-                self._log.failure("A subscriber failed at the change of {site}", site=site)
+            for site in sites:
+                try:
+                    callback(site)
+                except Exception:  # theirs: the change is made all the same
+                    self._log.failure("A subscriber failed at the change of {site}", site=site)

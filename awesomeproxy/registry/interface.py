@@ -128,6 +128,12 @@ class IRegistry(Interface):
         Fails with :class:`Conflict`.
         """
 
+    def place_new(new: Sequence[Placement]) -> Deferred[list[Placement]]:
+        """:meth:`place` what is not stored yet, all in one transaction or nothing.
+
+        Fails with :class:`Conflict`.
+        """
+
     def forget(site: str, expected: Generation) -> Deferred[None]:
         """Remove the placement of ``site`` if its generation is ``expected``.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,14 @@ class LocalRegistry(EmbeddedRegistry):
             return fail(self._closed())
         return self._in_thread(lambda: self._file.read(work))
 
-    def _write(self, care: Care, site: str | None, work: Callable[[], R]) -> Deferred[R]:
+    def _write(self, care: Care, sites: Sequence[str], work: Callable[[], R]) -> Deferred[R]:
         if not self._open:
             return fail(self._closed())
 
         def change() -> R:
             result = self._file.write(care, work)
-            if site is not None:
-                self._reactor.callFromThread(self._tell, site)
+            if sites:
+                self._reactor.callFromThread(self._tell, sites)
             return result
 
         return self._in_thread(change)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, execute, succeed
 
@@ -24,17 +24,16 @@ class MemoryRegistry(EmbeddedRegistry):
         self._closed = False
 
     def _read(self, work: Callable[[], R]) -> Deferred[R]:
-        return execute(self._do, None, work)
+        return execute(self._do, (), work)
 
-    def _write(self, care: Care, site: str | None, work: Callable[[], R]) -> Deferred[R]:
-        return execute(self._do, site, work)
+    def _write(self, care: Care, sites: Sequence[str], work: Callable[[], R]) -> Deferred[R]:
+        return execute(self._do, sites, work)
 
-    def _do(self, site: str | None, work: Callable[[], R]) -> R:
+    def _do(self, sites: Sequence[str], work: Callable[[], R]) -> R:
         if self._closed:
             raise RegistryError("the registry in memory is closed")
         result = work()
-        if site is not None:
-            self._tell(site)
+        self._tell(sites)
         return result
 
     def close(self) -> Deferred[None]:

@@ -16,6 +16,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 from dataclasses import astuple
+from sys import intern
 from typing import Any
 
 from awesomeproxy.model import Generation, Mode, Placement
@@ -177,7 +178,8 @@ class TableStore:
 
 def _placement(row: Any) -> Placement:
     site, backend, mode, generation, by, expires, then = row
-    return Placement(site, backend, Mode(mode), generation, by, expires, then)
+    # Much the same words in every row, and all rows are kept for as long as the daemon runs.
+    return Placement(site, intern(backend), Mode(mode), generation, intern(by), expires, then)
 
 
 def _entry(row: Any) -> Entry:
