@@ -199,7 +199,9 @@ class Residence:
         for name in sorted(self._filesystems):
             where = self._host.placement(FILESYSTEM + name)
             other = self.conflicts.get(name)
-            conflict = f"it is mounted on {other} as well" if other else ""
+            # What is moving is placed on its target before its end settles what is where.
+            both = other is not None and other != where.backend
+            conflict = f"it is mounted on {other} as well" if both else ""
             moving = self._host.moving(FILESYSTEM + name)
             well = "mounted" if self._filesystems[name].mount_point else "there"
             found.append(

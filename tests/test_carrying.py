@@ -155,6 +155,18 @@ async def test_a_source_that_is_not_mounted_is_not_carried() -> None:
     await is_whole(house)
 
 
+@twisted_test
+async def test_a_target_that_is_lost_after_all_leads_back() -> None:
+    """It was mounted, and is not any more when all is done but the commit."""
+    house = await a_house()
+    told = Told()
+    told.at["commit"] = lambda: house.gone.add("n2")
+    failed = await ends(Deferred.fromCoroutine(migration(house, told).run()), "commit")
+    assert "n2 has lost it" in str(failed)
+    assert {"stop blog@two", "detach data", "unfence data"} <= set(house.script.said)
+    await is_whole(house)
+
+
 @pytest.mark.parametrize("step", [*BEFORE_THE_HOLD, *HELD])
 @twisted_test
 async def test_a_source_that_is_lost_leads_back(step: str) -> None:

@@ -288,6 +288,20 @@ class _Slow:
 
 
 @twisted_test
+async def test_what_moves_to_where_it_is_mounted_as_well_is_no_conflict(stage: Stage) -> None:
+    """The migration has placed it there, and has not yet ended."""
+    stage.mount("a", "b")
+    await stage.begin()
+    await until(lambda: stage.residence.conflicts == {"data": "b"}, "the conflict")
+    stage.house.travelling = {DATA, "blog"}
+    (told,) = stage.residence.status()
+    assert told["trouble"] == "it is mounted on b as well"
+    stage.house.adopt(Placement(DATA, "b", generation=9))
+    (told,) = stage.residence.status()
+    assert (told["state"], told["trouble"]) == ("moving", "")
+
+
+@twisted_test
 async def test_a_look_is_not_patient(stage: Stage) -> None:
     """It says at once that something is not mounted, and why; here as on another node."""
     stage.mount("a")

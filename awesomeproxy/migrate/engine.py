@@ -232,6 +232,8 @@ class Migration:
             await self._carry(self._carriage)
         await self._switch()
         await self._enter("commit")
+        if self._carriage is not None:
+            await self._see_targets()
         self._final = True
         await self._barrier.commit()
 
@@ -340,6 +342,11 @@ class Migration:
 
     def _filesystems(self) -> list[Member]:
         return [member for member in self.plan.moving if not member.has_gate]
+
+    async def _see_targets(self) -> None:
+        """What was mounted there still is."""
+        for member in self._filesystems():
+            await self._guard(self._host.usable(member.name, member.target))
 
     # The end
 
