@@ -327,7 +327,7 @@ class Rsync:
             *argv,
             env=environment,
             time=LONGEST,
-            **({"heard": heard} if heard else {}),
+            **({"heard": heard, "end_only": True} if heard else {}),
         )
 
     # Closing

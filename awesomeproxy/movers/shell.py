@@ -31,6 +31,7 @@ from awesomeproxy.movers.warrant import Warrant
 TIME = 60.0  # seconds that a command may take, unless it says otherwise
 ALIVE = 2  # seconds between asking a silent node whether it is there
 KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last ones
+MOST = 16 << 20  # bytes that a command may print of which all is kept
 LOOK_EVERY = 0.25  # seconds between looks how much a pipe has carried
 ENDING = 500  # hundredths of a second that killed processes are waited for
 SPLICED = 1 << 20  # bytes that are carried at one go, at the most
@@ -115,6 +116,7 @@ class Shell:
         time: float = TIME,
         env: dict[str, str] | None = None,
         heard: Callable[[bytes], None] = lambda piece: None,
+        end_only: bool = False,
     ) -> str:
         """What ``argv`` has printed.
 
@@ -122,12 +124,13 @@ class Shell:
         :param time: seconds that it may take.
         :param env: added to its environment, here or there.
         :param heard: told each piece of what it prints as it comes.
-        :raise ShellError: it has failed, or taken too long.
+        :param end_only: of what it prints only the end is wanted: it may print for ever.
+        :raise ShellError: it has failed, taken too long, or printed too much.
         """
         says = self.says(argv)
         if env:
             argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
-        running = _Running(self._reactor, self._warranted(argv), says, heard)
+        running = _Running(self._reactor, self._warranted(argv), says, heard, end_only)
         try:
             return (await running.start(input, time)).decode(errors="replace")
         except BaseException:
@@ -339,12 +342,14 @@ class _Running(ProcessProtocol):
         argv: Sequence[str],
         says: str,
         heard: Callable[[bytes], None] = lambda piece: None,
+        end_only: bool = False,
     ) -> None:
         self._reactor = reactor
         self._heard = heard
+        self._end_only = end_only
         self._argv = [*_LEASH, *argv]
         self._says = says
-        self._out: list[bytes] = []
+        self._out = bytearray()
         self._err = b""
         self._done: Deferred[bytes] | None = None
         self._ended: list[Deferred[None]] = []
@@ -435,9 +440,17 @@ class _Running(ProcessProtocol):
             self.transport.write(data)
 
     def outReceived(self, data: bytes) -> None:
-        if not self._stays:
-            self._out.append(data)
+        if not self._stays and not self._why:
+            self._keep(data)
         self._heard(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._out += data
+        if self._end_only and len(self._out) > 2 * KEPT:  # not each time: that would be dear
+            del self._out[:-KEPT]
+        elif len(self._out) > MOST:
+            self._out.clear()
+            self._kill(f"it has printed more than {MOST >> 20} MB")
 
     def errReceived(self, data: bytes) -> None:
         self._err = (self._err + data)[-KEPT:]
@@ -450,7 +463,7 @@ class _Running(ProcessProtocol):
         done, self._done = self._done, None
         if done is not None and not done.called:
             if status == 0 and not self._why:
-                done.callback(b"".join(self._out))
+                done.callback(bytes(self._out))
             else:
                 said = last_lines(self._err.decode(errors="replace"))
                 done.errback(ShellError(self._complaint(reason, said), status, said))
