@@ -162,8 +162,12 @@ async def test_who_has_left_the_group_does_not_hold_it_up(here: Shell, tmp_path:
     held = [tmp_path / "one", tmp_path / "two"]
     began = time.monotonic()
     with pytest.raises(ShellError, match=r"it has taken more than 0\.5 s"):
-        await here.run("sh", "-c", f"setsid sh -c 'echo $$ >{held[0]}; exec sleep 60' &", time=0.5)
-    running = begin(here.run("sh", "-c", f"setsid sh -c 'echo $$ >{held[1]}; exec sleep 60' &"))
+        await here.run(
+            "sh", "-c", f"setsid sh -c 'echo $$ >{held[0]}; exec sleep 60' & sleep 60", time=0.5
+        )
+    running = begin(
+        here.run("sh", "-c", f"setsid sh -c 'echo $$ >{held[1]}; exec sleep 60' & sleep 60")
+    )
     await number_in(held[1])
     running.cancel()
     with pytest.raises(CancelledError):
@@ -171,6 +175,21 @@ async def test_who_has_left_the_group_does_not_hold_it_up(here: Shell, tmp_path:
     assert time.monotonic() - began < 20
     for path in held:
         os.kill(await number_in(path), signal.SIGKILL)
+
+
+@twisted_test
+async def test_a_command_has_ended_when_its_process_has(here: Shell, tmp_path: Path) -> None:
+    """Though what it has left in the background keeps its output open, and goes on."""
+    for number, how in enumerate(("", "setsid ")):
+        note = tmp_path / str(number)
+        left = f"{how}sh -c 'echo $$ >{note}; exec sleep 60' & echo begun"
+        assert await here.run("sh", "-c", left, time=50) == "begun\n"
+        with pytest.raises(ShellError, match=r"no$") as caught:
+            await here.run("sh", "-c", "sleep 5 & echo no >&2; exit 3", time=50)
+        assert caught.value.status == 3
+        pid = await number_in(note)
+        assert runs(pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 DAEMON = """

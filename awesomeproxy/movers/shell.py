@@ -23,16 +23,20 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from awesomeproxy.model import Reach as Reach  # for whoever makes a shell
 from awesomeproxy.movers.warrant import Warrant
+
+log = Logger()
 
 TIME = 60.0  # seconds that a command may take, unless it says otherwise
 ALIVE = 2  # seconds between asking a silent node whether it is there
 KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last ones
 MOST = 16 << 20  # bytes that a command may print of which all is kept
 LOOK_EVERY = 0.25  # seconds between looks how much a pipe has carried
+LEFT = 0.5  # seconds that pipes stay open, at the most, when their process has ended
 ENDING = 500  # hundredths of a second that killed processes are waited for
 SPLICED = 1 << 20  # bytes that are carried at one go, at the most
 # A group of its own, so that all of it can be ended; and not outliving the daemon.
@@ -353,7 +357,8 @@ class _Running(ProcessProtocol):
         self._err = b""
         self._done: Deferred[bytes] | None = None
         self._ended: list[Deferred[None]] = []
-        self._late: Any = None
+        self._late: Any = None  # the timer of its time
+        self._left: Any = None  # and that of its pipes
         self._why = ""  # it was ended by us
         self.group = 0
         self._over = False
@@ -387,7 +392,7 @@ class _Running(ProcessProtocol):
             done.errback(ShellError(f"{self._says}: cannot be started: {problem.strerror}"))
             return done
         self.group = self.transport.pid or 0  # it may have ended already
-        if time is not None:
+        if time is not None and self._left is None:
             why = f"it has taken more than {time:g} s"
             self._late = self._reactor.callLater(time, self._kill, why)
         if input_from is None:
@@ -455,10 +460,20 @@ class _Running(ProcessProtocol):
     def errReceived(self, data: bytes) -> None:
         self._err = (self._err + data)[-KEPT:]
 
-    def processEnded(self, reason: Failure) -> None:
-        self._over = True
+    def processExited(self, reason: Failure) -> None:
         if self._late is not None and self._late.active():
             self._late.cancel()
+        self._left = self._reactor.callLater(LEFT, self._leave)
+
+    def _leave(self) -> None:
+        log.warn("{says}: what it has left running keeps its output open", says=self._says)
+        # However late that is, what is in the pipes by now is read first.
+        self._left = self._reactor.callLater(0, self._let_go)
+
+    def processEnded(self, reason: Failure) -> None:
+        self._over = True
+        if self._left is not None and self._left.active():
+            self._left.cancel()
         status = getattr(reason.value, "exitCode", None)
         done, self._done = self._done, None
         if done is not None and not done.called:
