@@ -23,10 +23,11 @@ from rsync_stage import (
 )
 from zope.interface.verify import verifyObject
 
-from awesomeproxy.movers import closing
+from awesomeproxy.movers import closing, rsync
 from awesomeproxy.movers.finding import find
 from awesomeproxy.movers.interface import IMover, MoverError
 from awesomeproxy.movers.rsync import RSYNC
+from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.shapes import Spot
 
 stage = twisted_fixture(a_stage)
@@ -78,6 +79,58 @@ async def test_all_that_may_differ_is_found(stage: RsyncStage) -> None:
         shutil.rmtree(copy)
         assert picture(two) == kept, what
     await stage.step("verify", 1)
+
+
+# A source that is in use
+
+
+@twisted_test
+async def test_a_file_that_shrinks_while_it_is_carried_is_no_fault(stage: RsyncStage) -> None:
+    """As one that is written anew; the last round has it right."""
+    one, two = stage.path(ONE), stage.path(TWO)
+    (one / "large").write_bytes(os.urandom(stage.bulk))
+    await stage.step("check", 1)
+    running = await stage.midway("presync", 1)
+    os.truncate(one / "large", 1)
+    await running
+    for step in ("fence", "sync", "attach", "verify"):
+        await stage.step(step, 1)
+    assert picture(two) == picture(one)
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "borne"),
+    [
+        (23, 'rsync: [sender] read errors mapping "/a b": No data available (61)', True),
+        (23, 'rsync: read errors mapping "/a": No data available (61)', True),
+        (23, "WARNING: a failed verification -- update discarded (will try again).", True),
+        (23, 'rsync: [sender] opendir "/a" failed: No such file or directory (2)', True),
+        (24, 'file has vanished: "/a"', True),
+        (23, 'rsync: [sender] send_files failed to open "/a": Permission denied (13)', False),
+        (23, 'rsync: [sender] read errors mapping "/a": Input/output error (5)', False),
+        (23, 'rsync: [receiver] mkstemp "/a" failed: No such file or directory (2)', False),
+        (11, 'rsync: [receiver] write failed on "/a": No space left on device (28)', False),
+        (12, 'file has vanished: "/a"', False),
+        (23, "", False),
+    ],
+)
+@twisted_test
+async def test_what_is_borne_while_the_source_is_in_use(
+    status: int, errors: str, borne: bool
+) -> None:
+    """What comes of its use, and nothing else beside it."""
+    vanished = 'file has vanished: "/b"\n' if errors else ""
+    ending = f"rsync error: some files could not be transferred (code {status}) at main.c(1338)"
+
+    async def fails() -> str:
+        said = f"motd\n{vanished}{errors}\n{ending}\n"
+        raise ShellError("no", status, printed="figures", errors=said)
+
+    if borne:
+        assert await rsync._patiently(fails()) == "figures"
+    else:
+        with pytest.raises(ShellError):
+            await rsync._patiently(fails())
 
 
 # A source that is gone

@@ -46,8 +46,16 @@ _BASE = (
     "--filter=-x system.*",  # as is rsync's custom where there is no such filter
     "--exclude=/lost+found",
 )
-# Files that vanish meanwhile are no fault while the source is in use (status 24).
-_PATIENT = ("sh", "-c", '"$@" || [ $? = 24 ]', "sh")
+# What rsync complains of when it ends with these, and what of that is no fault while the source
+# is in use: files that vanish, shrink or change meanwhile; the next round has them right.
+_INCOMPLETE = (23, 24)
+_COMPLAINT = re.compile(r"rsync: |file has vanished: |ERROR: |WARNING: ")
+_IN_USE = re.compile(
+    r"file has vanished: "
+    r"|(ERROR|WARNING): .* failed verification"
+    r"|rsync: (\[sender\] |(?!\[)).*: (No such file or directory|Not a directory) ?\((2|20)\)$"
+    r"|rsync: (\[sender\] |(?!\[)).*: No data available ?\(61\)$"
+)
 # Makes a closed directory writable for one command, in a mount namespace of its own.
 _ENTER = (
     "unshare",
@@ -302,6 +310,7 @@ class Rsync:
     ) -> str:
         """What rsync has said, run with the options that all rounds have, and these.
 
+        :param patient: the source is in use.
         :param carries: the identity of the source, if this is no dry run.
         """
         one, two = (place.settings.path.rstrip("/") + "/" for place in (self._source, self._target))
@@ -321,14 +330,13 @@ class Rsync:
                 two = f"{host}:{two}"
                 there, enter = [*there, *enter], []
             words.append("--rsync-path=" + shlex.join([*there, "rsync"]))
-        argv = [*(_PATIENT if patient else ()), *leave, *enter, *words, "--", one, two]
-        return await self._run(
-            self._runner,
-            *argv,
+        running = self._runner.run(
+            *(*leave, *enter, *words, "--", one, two),
             env=environment,
             time=LONGEST,
             **({"heard": heard, "end_only": True} if heard else {}),
         )
+        return await self._told(self._runner, _patiently(running) if patient else running)
 
     # Closing
 
@@ -358,6 +366,21 @@ class Rsync:
 
     def _error(self, text: str) -> MoverError:
         return MoverError(f"filesystem {self.job.name}: {text}")
+
+
+async def _patiently(running: Coroutine[Any, Any, str]) -> str:
+    """What rsync has said, though files have changed while it carried them."""
+    try:
+        return await running
+    except ShellError as problem:
+        complaints = list(filter(_COMPLAINT.match, problem.errors.splitlines()))
+        if (
+            problem.status not in _INCOMPLETE
+            or not complaints
+            or not all(map(_IN_USE.match, complaints))
+        ):
+            raise
+        return problem.printed
 
 
 def _figure(what: str, said: str) -> int:

@@ -54,10 +54,20 @@ _SSH = (
 class ShellError(Exception):
     """A command has failed, or was too late; the message has what it said of that."""
 
-    def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        said: str = "",
+        *,
+        printed: str = "",
+        errors: str = "",
+    ) -> None:
         super().__init__(message)
         self.status = status  # what it ended with; None: it was ended, or never began
         self.said = said  # the last lines of its error output
+        self.printed = printed  # what it has printed all the same
+        self.errors = errors  # its error output, as much of it as is kept
 
 
 class Shell:
@@ -480,8 +490,12 @@ class _Running(ProcessProtocol):
             if status == 0 and not self._why:
                 done.callback(bytes(self._out))
             else:
-                said = last_lines(self._err.decode(errors="replace"))
-                done.errback(ShellError(self._complaint(reason, said), status, said))
+                printed, errors = (
+                    bytes(each).decode(errors="replace") for each in (self._out, self._err)
+                )
+                said = last_lines(errors)
+                why = self._complaint(reason, said)
+                done.errback(ShellError(why, status, said, printed=printed, errors=errors))
         ended, self._ended = self._ended, []
         for gone in ended:
             gone.callback(None)
