@@ -501,6 +501,15 @@ class Node:
         """Fires when a filesystem is mounted on a node; fails if it is not in good time."""
         return self.residence.wait(filesystem.removeprefix(FILESYSTEM), node)
 
+    def usable(self, filesystem: str, node: str) -> Deferred[None]:
+        """Look whether a filesystem is mounted on a node, writable; fails if it is not."""
+        return self.residence.usable(filesystem.removeprefix(FILESYSTEM), node)
+
+    def lost(self, filesystem: str, node: str, why: str) -> None:
+        """It is seen that a filesystem is not to be used any more, which may be moving."""
+        if (migration := self.moves.of(filesystem)) is not None:
+            migration.lost(filesystem, node, why)
+
     def quieten(self, database: str) -> Deferred[None]:
         """Have a pooler in front of a database, if there is one, keep its clients waiting."""
         return Deferred.fromCoroutine(self.moves.quieten(database.removeprefix(DATABASE)))

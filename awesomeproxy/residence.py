@@ -77,6 +77,9 @@ class Host(Protocol):
     def moving(self, name: str) -> bool:
         """Whether a migration has to do with it."""
 
+    def lost(self, filesystem: str, node: str, why: str) -> None:
+        """It is seen that a filesystem is not to be used on a node, while it may be moving."""
+
     def shell(self, node: str) -> Shell:
         """What runs commands on a node."""
 
@@ -177,8 +180,7 @@ class Residence:
     def _not_there(self, name: str, where: Placement) -> str:
         state = self._state(name, where.backend)
         if state is not None and not _usable(state):
-            why = "it is mounted read-only" if state.mounted else state.why
-            return f"its filesystem {name} is not to be used on {where.backend}: {why}"
+            return f"its filesystem {name} is not to be used on {where.backend}: {_trouble(state)}"
         if where.mode is Mode.HOLDING and not self._host.moving(FILESYSTEM + name):
             return f"its filesystem {name} is not mounted on {where.backend}"
         return ""
@@ -197,7 +199,9 @@ class Residence:
         for name in sorted(self._filesystems):
             where = self._host.placement(FILESYSTEM + name)
             other = self.conflicts.get(name)
-            conflict = f"it is mounted on {other} as well" if other else ""
+            # What is moving is placed on its target before its end settles what is where.
+            both = other is not None and other != where.backend
+            conflict = f"it is mounted on {other} as well" if both else ""
             moving = self._host.moving(FILESYSTEM + name)
             well = "mounted" if self._filesystems[name].mount_point else "there"
             found.append(
@@ -281,6 +285,12 @@ class Residence:
             return Deferred.fromCoroutine(self._wait_here(name, node))
         return Deferred.fromCoroutine(self._wait_there(name, node))
 
+    def usable(self, name: str, node: str) -> Deferred[None]:
+        """Look whether a filesystem is mounted on ``node``, writable; fails if it is not."""
+        if not self._filesystems[name].mount_point:
+            return succeed(None)
+        return Deferred.fromCoroutine(self._look(name, node))
+
     def placed(self, name: str) -> None:
         """A filesystem is placed somewhere else than before, or no longer mounted."""
         for lodger in self._lodgers(name):
@@ -303,7 +313,12 @@ class Residence:
         """This node's mount table says something new."""
         name, node = _names(key)
         self.placed(name)  # at once: requests must not find an empty directory
-        if self._running and name in self._filesystems and not self._host.moving(FILESYSTEM + name):
+        if not self._running or name not in self._filesystems:
+            return
+        if self._host.moving(FILESYSTEM + name):
+            if not _usable(state):
+                self._host.lost(FILESYSTEM + name, node, _trouble(state))
+        else:
             tell = self.mounted if _usable(state) else self.unmounted
             telling = Deferred.fromCoroutine(tell(name, node))
             telling.addErrback(self._not_recorded, key)
@@ -408,33 +423,48 @@ class Residence:
         late = self._host.reactor.seconds() + MOUNT_IN
         while (state := self._state(name, node)) is not None and not _usable(state):
             if self._host.reactor.seconds() > late:
-                why = "it is read-only" if state.mounted else state.why
-                raise Elsewhere(f"{name} is not mounted on {node}: {why}")
+                raise _gone(name, node, state)
             # Not for longer: what was mounted and turns writable is not mounted once more.
             if await self._mounts.on_mount.wait(key, LOOK_EVERY) is Outcome.REFUSED:
                 raise Elsewhere(f"{name} is watched no more on {node}")
 
     async def _wait_there(self, name: str, node: str) -> None:
+        late = self._host.reactor.seconds() + MOUNT_IN
+        while not _usable(state := await self._look_there(name, node)):
+            if self._host.reactor.seconds() > late:
+                raise _gone(name, node, state)
+            await deferLater(self._host.reactor, LOOK_EVERY)
+
+    async def _look_there(self, name: str, node: str) -> MountState:
+        """How it stands with a mount on another node."""
         place = self._filesystems[name].places[node]
         wanted = {name: Mounting(place.path, getattr(place, "dataset", ""))}
-        late = self._host.reactor.seconds() + MOUNT_IN
         errands = Errands(self._host.shell(node), name)  # a mover's as well: they run already
-        while True:
-            try:
-                table = await errands.run("cat", "/proc/self/mountinfo")
-                state = states(table.encode(), wanted)[name]
-            except (ShellError, ValueError) as problem:
-                state = MountState(False, why=str(problem))
-            if _usable(state):
-                return
-            if self._host.reactor.seconds() > late:
-                raise Elsewhere(f"{name} is not mounted on {node}: {state.why}")
-            await deferLater(self._host.reactor, LOOK_EVERY)
+        try:
+            table = await errands.run("cat", "/proc/self/mountinfo")
+            return states(table.encode(), wanted)[name]
+        except (ShellError, ValueError) as problem:
+            return MountState(False, why=str(problem))
+
+    async def _look(self, name: str, node: str) -> None:
+        state = self._state(name, node)
+        state = await self._look_there(name, node) if state is None else state
+        if not _usable(state):
+            raise _gone(name, node, state)
 
 
 def _usable(state: MountState) -> bool:
     """Whether a filesystem is there to be served from: a fenced one is read-only."""
     return state.mounted and not state.read_only
+
+
+def _trouble(state: MountState) -> str:
+    """Why it is not usable."""
+    return "it is mounted read-only" if state.mounted else state.why
+
+
+def _gone(name: str, node: str, state: MountState) -> Elsewhere:
+    return Elsewhere(f"{name} is not mounted on {node}: {_trouble(state)}")
 
 
 def _key(name: str, node: str) -> str:

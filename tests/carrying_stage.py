@@ -132,6 +132,7 @@ class House:
         self.unserved: set[str] = set()
         self.busy: set[str] = set()  # has something in flight
         self.ill: set[str] = set()  # backends
+        self.gone: set[str] = set()  # nodes on which nothing is mounted
         self.admitted: list[str] = []
         self._changes: Happenings[str] = Happenings(script.reactor)
 
@@ -171,6 +172,9 @@ class House:
 
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self.script.do("mount", node))
+
+    def usable(self, filesystem: str, node: str) -> Deferred[None]:
+        return fail(ValueError(f"{node} has lost it")) if node in self.gone else succeed(None)
 
     def quieten(self, database: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self.script.do("quieten", database))

@@ -64,6 +64,7 @@ class House:
     checks: list[str] = field(default_factory=list)
     asked: list[Deferred[None]] = field(default_factory=list)  # answers of the next checks
     events: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
     served: list[str] = field(default_factory=list)  # each time a site could be used
 
     def __post_init__(self) -> None:
@@ -132,6 +133,9 @@ class House:
 
     def moving(self, name: str) -> bool:
         return name in self.travelling
+
+    def lost(self, filesystem: str, node: str, why: str) -> None:
+        self.losses.append(f"{filesystem} {node}: {why}")
 
     def shell(self, node: str) -> Shell:
         return Shell(reactor, Reach(node, "nowhere" if node in self.remote else ""))

@@ -145,6 +145,46 @@ async def test_a_step_that_is_called_off_twice_is_ended_once() -> None:
     await is_whole(house)
 
 
+@twisted_test
+async def test_a_source_that_is_not_mounted_is_not_carried() -> None:
+    """Nobody may have told; what was checked was the directory beneath it."""
+    house = await a_house()
+    house.gone = {"n1"}
+    assert "n1 has lost it" in str(await ends(Deferred.fromCoroutine(migration(house).run())))
+    assert house.script.said == ["check data"]
+    await is_whole(house)
+
+
+@twisted_test
+async def test_a_target_that_is_lost_after_all_leads_back() -> None:
+    """It was mounted, and is not any more when all is done but the commit."""
+    house = await a_house()
+    told = Told()
+    told.at["commit"] = lambda: house.gone.add("n2")
+    failed = await ends(Deferred.fromCoroutine(migration(house, told).run()), "commit")
+    assert "n2 has lost it" in str(failed)
+    assert {"stop blog@two", "detach data", "unfence data"} <= set(house.script.said)
+    await is_whole(house)
+
+
+@pytest.mark.parametrize("step", [*BEFORE_THE_HOLD, *HELD])
+@twisted_test
+async def test_a_source_that_is_lost_leads_back(step: str) -> None:
+    """From the fence on that may be the mover's doing, unless somebody knows better."""
+    house = await a_house()
+    house.script.hangs = {LINES[step]}
+    moving = migration(house)
+    running = Deferred.fromCoroutine(moving.run())
+    assert moving.step == step
+    assert not moving.lost(DATA, "n2", "gone")
+    fenced = step in HELD and step != "stop"
+    assert moving.lost(DATA, "n1", "gone") is not fenced
+    assert moving.lost(DATA, "n1", "gone", surely=True) is fenced
+    assert "data cannot be used any more on n1: gone" in str(await ends(running, step))
+    assert not moving.lost(DATA, "n1", "gone", surely=True)
+    await is_whole(house)
+
+
 @pytest.mark.parametrize("step", HELD)
 @twisted_test
 async def test_a_step_that_outlasts_the_pause_is_undone(step: str) -> None:

@@ -30,6 +30,7 @@ stage = twisted_fixture(a_stage)
 async def test_who_could_still_write_is_named(stage: RsyncStage, how: str) -> None:
     """With a file open or mapped, from a directory that it has open, or is in."""
     (stage.path(ONE) / "file").write_bytes(b"file")
+    await stage.step("check", 1)
     holder = holding(stage.path(ONE), how)
     try:
         with pytest.raises(MoverError, match=rf"process {holder.pid} \(python.*stop what uses it"):
@@ -44,6 +45,7 @@ async def test_who_could_still_write_is_named(stage: RsyncStage, how: str) -> No
 async def test_who_reads_does_not_matter(stage: RsyncStage) -> None:
     """It goes on reading, before and after."""
     (stage.path(ONE) / "file").write_bytes(b"file")
+    await stage.step("check", 1)
     holder = holding(stage.path(ONE), READS)
     try:
         await stage.step("fence", 1)
@@ -66,6 +68,7 @@ async def test_the_fence_holds_in_other_mount_namespaces(stage: RsyncStage, tmp_
         for migration in (1, 2):
             for way in ways:
                 assert subprocess.run([*inside, way]).returncode == 0
+            await stage.step("check", migration)
             await stage.step("fence", migration)
             await stage.step("fence", migration)
             for way in ways:
@@ -85,6 +88,7 @@ async def test_another_mount_of_it_is_closed_too(stage: RsyncStage, tmp_path: Pa
     other = tmp_path / "other"
     other.mkdir()
     subprocess.run(["mount", "--bind", within, other], check=True)
+    await stage.step("check", 1)
     try:
         await stage.step("fence", 1)
         assert subprocess.run(["touch", other / "file"], stderr=subprocess.DEVNULL).returncode == 1

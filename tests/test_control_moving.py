@@ -121,6 +121,22 @@ async def test_what_is_not_there_cannot_be_mounted(stage: Stage) -> None:
 
 
 @twisted_test
+async def test_a_migration_ends_when_its_source_is_said_to_be_gone(stage: Stage) -> None:
+    """It is rolled back, and the site is held; anything else that is said then is refused."""
+    daemon = await a_far_house(stage)
+    daemon.config.write_text(daemon.text + slow("check"))
+    await daemon.ask("reload")
+    moving = daemon.ask("migrate", site="blog", to="two")
+    await daemon.until_site(migration={"target": "two", "step": "check"})
+    for command, node in (("mounted", "n1"), ("mounted", "n2"), ("unmounted", "n2")):
+        await fails(daemon.ask(command, filesystem="data", node=node), "is being moved with blog")
+    told = await daemon.ask("unmounted", filesystem="data", node="n1")
+    assert (told["node"], told["state"]) == ("n1", "not mounted")
+    await fails(moving, "data cannot be used any more on n1: it is not mounted")
+    assert "data is not mounted on n1" in (await daemon.site())["trouble"]
+
+
+@twisted_test
 async def test_a_reload_takes_filesystems_over(stage: Stage) -> None:
     """A site gets one, and is held where that is not."""
     one, two = stage.two()

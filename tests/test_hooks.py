@@ -11,6 +11,7 @@ import pytest
 from daemon_stage import Daemon, Failed, Stage, a_stage, twisted_fixture, twisted_test
 
 from awesomeproxy.migrate.steps import of
+from awesomeproxy.movers.shell import MOST
 
 stage = twisted_fixture(a_stage)
 
@@ -114,6 +115,14 @@ async def test_a_hook_that_takes_too_long_rolls_back(stage: Stage) -> None:
     with pytest.raises(Failed, match=r"it has taken more than 0\.2 s"):
         await daemon.ask("migrate", site="blog", to="two")
     assert (await daemon.site())["state"] == "open"
+
+
+@twisted_test
+async def test_a_hook_may_print_as_much_as_it_likes(stage: Stage) -> None:
+    """Nobody reads it."""
+    much = hook("hold", "before", "head", "-c", str(2 * MOST), "/dev/zero", more='time = "60s"')
+    daemon = await serving(stage, much)
+    assert (await daemon.ask("migrate", site="blog", to="two"))["outcome"] == "done"
 
 
 @pytest.mark.parametrize("step", ["release", "clean"])

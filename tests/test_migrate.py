@@ -91,6 +91,9 @@ class Node:
         self.in_flight = 0
         self._changes.fire("blog")
 
+    def usable(self, filesystem: str, node: str) -> Deferred[None]:
+        return succeed(None)
+
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         return succeed(None)
 

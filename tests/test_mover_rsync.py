@@ -23,9 +23,11 @@ from rsync_stage import (
 )
 from zope.interface.verify import verifyObject
 
+from awesomeproxy.movers import closing, rsync
 from awesomeproxy.movers.finding import find
 from awesomeproxy.movers.interface import IMover, MoverError
 from awesomeproxy.movers.rsync import RSYNC
+from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.shapes import Spot
 
 stage = twisted_fixture(a_stage)
@@ -79,6 +81,120 @@ async def test_all_that_may_differ_is_found(stage: RsyncStage) -> None:
     await stage.step("verify", 1)
 
 
+# A source that is in use
+
+
+@twisted_test
+async def test_a_file_that_shrinks_while_it_is_carried_is_no_fault(stage: RsyncStage) -> None:
+    """As one that is written anew; the last round has it right."""
+    one, two = stage.path(ONE), stage.path(TWO)
+    (one / "large").write_bytes(os.urandom(stage.bulk))
+    await stage.step("check", 1)
+    running = await stage.midway("presync", 1)
+    os.truncate(one / "large", 1)
+    await running
+    for step in ("fence", "sync", "attach", "verify"):
+        await stage.step(step, 1)
+    assert picture(two) == picture(one)
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "borne"),
+    [
+        (23, 'rsync: [sender] read errors mapping "/a b": No data available (61)', True),
+        (23, 'rsync: read errors mapping "/a": No data available (61)', True),
+        (23, "WARNING: a failed verification -- update discarded (will try again).", True),
+        (23, 'rsync: [sender] opendir "/a" failed: No such file or directory (2)', True),
+        (24, 'file has vanished: "/a"', True),
+        (23, 'rsync: [sender] send_files failed to open "/a": Permission denied (13)', False),
+        (23, 'rsync: [sender] read errors mapping "/a": Input/output error (5)', False),
+        (23, 'rsync: [receiver] mkstemp "/a" failed: No such file or directory (2)', False),
+        (11, 'rsync: [receiver] write failed on "/a": No space left on device (28)', False),
+        (12, 'file has vanished: "/a"', False),
+        (23, "", False),
+    ],
+)
+@twisted_test
+async def test_what_is_borne_while_the_source_is_in_use(
+    status: int, errors: str, borne: bool
+) -> None:
+    """What comes of its use, and nothing else beside it."""
+    vanished = 'file has vanished: "/b"\n' if errors else ""
+    ending = f"rsync error: some files could not be transferred (code {status}) at main.c(1338)"
+
+    async def fails() -> str:
+        said = f"motd\n{vanished}{errors}\n{ending}\n"
+        raise ShellError("no", status, printed="figures", errors=said)
+
+    if borne:
+        assert await rsync._patiently(fails()) == "figures"
+    else:
+        with pytest.raises(ShellError):
+            await rsync._patiently(fails())
+
+
+# A source that is gone
+
+
+@pytest.mark.parametrize("last", ["check", "presync", "fence", "sync"])
+@twisted_test
+async def test_a_source_that_is_unmounted_is_not_carried(stage: RsyncStage, last: str) -> None:
+    """Whatever is beneath it; what the target has stays."""
+    one, two = stage.path(ONE), stage.path(TWO)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", one], check=True)
+    (one / "file").write_bytes(b"first")
+    await stage.move(1)
+    await stage.move(2, source=TWO, target=ONE)
+    await stage.carry(3, last)
+    while os.path.ismount(one):
+        subprocess.run(["umount", one], check=True)
+    left = {"check": ("presync", "fence", "sync"), "presync": ("presync", "fence", "sync")}
+    for step in left.get(last, ("sync", "verify")):
+        with pytest.raises(MoverError, match="is not the directory any more that it was when"):
+            await stage.step(step, 3)
+        assert (two / "file").read_bytes() == b"first"
+    await stage.undo(3)
+    assert not os.path.ismount(one)
+    assert not os.listdir(one)
+
+
+@twisted_test
+async def test_a_source_that_goes_just_before_a_round_is_not_carried(stage: RsyncStage) -> None:
+    """It was there when it was looked for."""
+    one, two = stage.path(ONE), stage.path(TWO)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", one], check=True)
+    (one / "file").write_bytes(b"first")
+    await stage.carry(1, "presync")
+    mover = stage.mover(1)
+    run = mover._rsync
+
+    async def late(*how: str, **more: Any) -> str:
+        subprocess.run(["umount", one], check=True)
+        return await run(*how, **more)
+
+    mover._rsync = late  # type: ignore[method-assign]
+    with pytest.raises(MoverError, match=f"{one} has been unmounted"):
+        await mover.presync(lambda size: None)
+    assert (two / "file").read_bytes() == b"first"
+
+
+@twisted_test
+async def test_a_round_has_the_source_until_its_end(stage: RsyncStage) -> None:
+    """Though it is unmounted meanwhile; the next one notices."""
+    one, two = stage.path(ONE), stage.path(TWO)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", one], check=True)
+    for number in range(4):
+        (one / f"file {number}").write_bytes(os.urandom(stage.bulk // 4))
+    before = picture(one)
+    await stage.step("check", 1)
+    running = await stage.midway("presync", 1)
+    subprocess.run(["umount", one], check=True)
+    await running
+    assert picture(two) == before
+    with pytest.raises(MoverError, match="is not the directory any more that it was when"):
+        await stage.step("fence", 1)
+
+
 # What is refused, and what may be asked for
 
 
@@ -120,6 +236,7 @@ async def test_what_is_wrong_is_told_before_anything_is_done(stage: RsyncStage) 
     stage.paths[TWO] = one / "file"
     await refused("is not a directory; name one")
     stage.paths[TWO] = two
+    await stage.step("check", 7)
     await stage.step("fence", 7)
     await refused("is read-only on here; mount it writable, or end the migration")
     await stage.step("unfence", 7)
@@ -133,8 +250,7 @@ async def test_what_is_wrong_is_told_before_anything_is_done(stage: RsyncStage) 
     holder.communicate()
     (two / "file").touch()
     await refused("has something else in it; empty it, or name another path")
-    await stage.step("fence", 8, source=TWO, target=ONE)
-    await stage.step("unfence", 8, source=TWO, target=ONE)
+    os.setxattr(two, closing.NAME, b"web")
     await stage.step("check", 1)
     with pytest.raises(MoverError, match="was not carried by migration 9; begin again"):
         await stage.step("attach", 9)

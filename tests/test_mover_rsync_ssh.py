@@ -83,6 +83,7 @@ async def test_a_node_that_is_gone_in_the_middle(ssh: SshStage, tmp_path: Path) 
     try:
         (stage.path(ONE) / "large").write_bytes(os.urandom(stage.bulk))
         before = picture(stage.path(ONE))
+        await stage.step("check", 1)
         running = await stage.midway("presync", 1)
         await ssh.stop()
         with pytest.raises(MoverError, match="web"):
@@ -106,6 +107,7 @@ async def test_what_still_runs_on_the_other_node_is_ended(ssh: SshStage, tmp_pat
     stage = through_ssh(ssh, tmp_path, one=here(), two=ssh.shell(shared=False))
     try:
         (stage.path(ONE) / "large").write_bytes(os.urandom(stage.bulk))
+        await stage.step("check", 1)
         running = await stage.midway("presync", 1)
         takers = [pid for pid in ssh.processes() if inside(pid, stage.path(TWO))]
         assert takers

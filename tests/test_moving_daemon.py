@@ -30,12 +30,13 @@ from daemon_stage import (
     twisted_test,
 )
 from ssh_stage import descendants
-from stage_waiting import until_async
+from stage_waiting import until, until_async
 from test_crash import HONEST, Death
 
 from awesomeproxy.control.client import Unreachable
 
 stage = twisted_fixture(a_stage)
+HERE = Path(__file__).parent
 
 STEPS = ("presync", "fence", "sync", "attach", "mount", "start", "verify", "commit", "clean")
 SIDES = {"one": "node1", "two": "node2"}
@@ -68,7 +69,7 @@ class House:
         self.ports = dict(zip(SIDES, free_ports(2), strict=True))
         stage.at_end.append(self.clear)
 
-    def configure(self, mover: str) -> None:
+    def configure(self, mover: str, *more: str) -> None:
         backends = [
             f"""
             [sites.blog.backends.{side}]
@@ -85,6 +86,7 @@ class House:
             *("[filesystems.data]", mover, 'node = "node1"', *places),
             *("[sites.blog]", 'hosts = ["blog.test"]', 'backend = "one"', 'filesystem = "data"'),
             *backends,
+            *more,
         )
 
     def command(self, verb: str, side: str) -> list[str]:
@@ -92,9 +94,9 @@ class House:
         path = str(self.directory / side)
         return [sys.executable, program, verb, path, str(self.ports[side])]
 
-    async def start(self, mover: str = 'mover = "rsync"') -> Daemon:
-        (self.directory / "one").mkdir()
-        self.configure(mover)
+    async def start(self, mover: str = 'mover = "rsync"', *more: str) -> Daemon:
+        (self.directory / "one").mkdir(exist_ok=True)
+        self.configure(mover, *more)
         subprocess.run(self.command("start", "one"), check=True)
         return await self.daemon.start()
 
@@ -173,6 +175,42 @@ async def test_a_site_goes_to_and_fro_with_its_files(stage: Stage) -> None:
     foreseen = await daemon.ask("migrate", site="blog", to="two", dry_run=True)
     assert foreseen["problems"] == []
     assert foreseen["estimate"]["whole"] > 0
+
+
+@pytest.mark.parametrize("how", [[], ["-l"]])
+@twisted_test
+async def test_a_source_that_is_unmounted_meanwhile_leads_back(
+    stage: Stage, how: list[str]
+) -> None:
+    """An empty directory is not carried over what the target has of it."""
+    house = House(stage)
+    hook = json.dumps([str(HERE / "stop.sh"), str(house.directory)])
+    for side in SIDES:
+        (house.directory / side).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", house.directory / side], check=True)
+    daemon = await house.start(
+        'mover = "rsync"\nmount_point = true',
+        f'[[hooks]]\nstep = "presync"\ncommand = {hook}\ntime = "60s"',
+    )
+    one, two = (house.directory / side for side in SIDES)
+    load = house.load()
+    await load.flows()
+    await load.stop()
+    for target in ("two", "one"):
+        assert (await daemon.ask("migrate", site="blog", to=target))["outcome"] == "done"
+    files = set(os.listdir(one))
+    assert files
+    (house.directory / "stop").write_text("presync")
+    moving = daemon.ask("migrate", site="blog", to="two")
+    await until((house.directory / "stopped").exists, "the stop")
+    subprocess.run(house.command("stop", "one"), check=True)
+    subprocess.run(["umount", *how, one], check=True)
+    (house.directory / "stop").unlink()
+    with pytest.raises(Failed, match="data cannot be used any more on node1: nothing is mounted"):
+        await moving
+    assert set(os.listdir(two)) == files
+    site = await daemon.site()
+    assert (site["backend"], "nothing is mounted" in site["trouble"]) == ("one", True)
 
 
 class Kill:

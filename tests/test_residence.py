@@ -253,6 +253,7 @@ async def test_the_mounts_of_a_migration_are_no_events(stage: Stage) -> None:
     await until(lambda: stage.residence.sees("data", "b"))
     await stage.residence.wait("data", "b")
     assert (stage.house.where(), stage.backend) == ("open a", "on-a")
+    assert stage.house.losses[0] == f"{DATA} a: it is mounted read-only"
     stage.house.travelling = set()
     stage.residence.settle(["data"])
     await stage.serves("on-b")
@@ -284,6 +285,36 @@ class _Slow:
 
     def place(self, *args: Any) -> Any:
         return self._until.addCallback(lambda _: self._registry.place(*args))
+
+
+@twisted_test
+async def test_what_moves_to_where_it_is_mounted_as_well_is_no_conflict(stage: Stage) -> None:
+    """The migration has placed it there, and has not yet ended."""
+    stage.mount("a", "b")
+    await stage.begin()
+    await until(lambda: stage.residence.conflicts == {"data": "b"}, "the conflict")
+    stage.house.travelling = {DATA, "blog"}
+    (told,) = stage.residence.status()
+    assert told["trouble"] == "it is mounted on b as well"
+    stage.house.adopt(Placement(DATA, "b", generation=9))
+    (told,) = stage.residence.status()
+    assert (told["state"], told["trouble"]) == ("moving", "")
+
+
+@twisted_test
+async def test_a_look_is_not_patient(stage: Stage) -> None:
+    """It says at once that something is not mounted, and why; here as on another node."""
+    stage.mount("a")
+    await stage.begin()
+    await stage.residence.usable("data", "a")
+    stage.remount("a", "ro")
+    await until(lambda: "read-only" in stage.absent, "the change")
+    with pytest.raises(Elsewhere, match="data is not mounted on a: it is mounted read-only"):
+        await stage.residence.usable("data", "a")
+    stage.house.remote = {"c"}
+    stage.residence.configure({"data": stage.house.filesystem(stage.paths)})
+    with pytest.raises(Elsewhere, match=r"data is not mounted on c: .*nowhere"):
+        await stage.residence.usable("data", "c")
 
 
 @twisted_test
@@ -433,5 +464,6 @@ async def test_a_paused_site_follows_and_stays_paused(stage: Stage) -> None:
 async def test_a_directory_is_where_it_is_said_to_be(stage: Stage) -> None:
     """It is no mount point: nothing else tells where it is."""
     await stage.begin(mount_point=False)
+    await stage.residence.usable("data", "a")
     assert stage.absent == ""
     await stage.residence.wait("data", "b")  # is there as soon as it is asked for

@@ -17,6 +17,7 @@ from ssh_stage import SshStage, an_ssh_stage
 from stage_waiting import reactor, until
 from twisted.internet.defer import CancelledError, Deferred
 
+from awesomeproxy.movers import shell
 from awesomeproxy.movers.shell import Reach, Shell, ShellError
 
 ssh = twisted_fixture(an_ssh_stage)
@@ -88,11 +89,11 @@ async def test_odd_words_arrive_as_they_are(here: Shell, ssh: SshStage) -> None:
     """On this node, and on another."""
     far = ssh.shell()
     environment = {"A": ODD[7], "B": ODD[4]}
-    for shell in (here, far):
-        assert json.loads(await shell.run(*PRINT, *ODD)) == ODD
-        said = await shell.run("sh", "-c", 'printf "%s|" "$A" "$B"', env=environment)
+    for node in (here, far):
+        assert json.loads(await node.run(*PRINT, *ODD)) == ODD
+        said = await node.run("sh", "-c", 'printf "%s|" "$A" "$B"', env=environment)
         assert said == "new\nline|'|"
-        assert await shell.run("cat", input=b"\xc3\xbc") == "ü"
+        assert await node.run("cat", input=b"\xc3\xbc") == "ü"
 
 
 @twisted_test
@@ -111,6 +112,23 @@ async def test_a_failure_says_what_was_said(here: Shell, ssh: SshStage) -> None:
     assert caught.value.status == 4
     with pytest.raises(ShellError, match=r"No such file or directory") as caught:
         await here.run("/no/such/program")
+
+
+@twisted_test
+async def test_what_is_printed_does_not_fill_the_memory(
+    here: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is kept up to a bound; of what is only told of, the end."""
+    much = ["sh", "-c", 'head -c "$1" /dev/zero; echo end', "sh"]
+    monkeypatch.setattr(shell, "MOST", MB)
+    assert len(await here.run(*much, str(MB - 4))) == MB
+    with pytest.raises(ShellError, match=r"^yes: it has printed more than 1 MB$"):
+        await here.run("yes")
+    heard: list[int] = []
+    said = await here.run(*much, str(3 * MB), end_only=True, heard=lambda p: heard.append(len(p)))
+    assert said.endswith("\0end\n")
+    assert len(said) <= 2 * shell.KEPT
+    assert sum(heard) == 3 * MB + 4
 
 
 # Giving up
@@ -144,8 +162,12 @@ async def test_who_has_left_the_group_does_not_hold_it_up(here: Shell, tmp_path:
     held = [tmp_path / "one", tmp_path / "two"]
     began = time.monotonic()
     with pytest.raises(ShellError, match=r"it has taken more than 0\.5 s"):
-        await here.run("sh", "-c", f"setsid sh -c 'echo $$ >{held[0]}; exec sleep 60' &", time=0.5)
-    running = begin(here.run("sh", "-c", f"setsid sh -c 'echo $$ >{held[1]}; exec sleep 60' &"))
+        await here.run(
+            "sh", "-c", f"setsid sh -c 'echo $$ >{held[0]}; exec sleep 60' & sleep 60", time=0.5
+        )
+    running = begin(
+        here.run("sh", "-c", f"setsid sh -c 'echo $$ >{held[1]}; exec sleep 60' & sleep 60")
+    )
     await number_in(held[1])
     running.cancel()
     with pytest.raises(CancelledError):
@@ -153,6 +175,21 @@ async def test_who_has_left_the_group_does_not_hold_it_up(here: Shell, tmp_path:
     assert time.monotonic() - began < 20
     for path in held:
         os.kill(await number_in(path), signal.SIGKILL)
+
+
+@twisted_test
+async def test_a_command_has_ended_when_its_process_has(here: Shell, tmp_path: Path) -> None:
+    """Though what it has left in the background keeps its output open, and goes on."""
+    for number, how in enumerate(("", "setsid ")):
+        note = tmp_path / str(number)
+        left = f"{how}sh -c 'echo $$ >{note}; exec sleep 60' & echo begun"
+        assert await here.run("sh", "-c", left, time=50) == "begun\n"
+        with pytest.raises(ShellError, match=r"no$") as caught:
+            await here.run("sh", "-c", "sleep 5 & echo no >&2; exit 3", time=50)
+        assert caught.value.status == 3
+        pid = await number_in(note)
+        assert runs(pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 DAEMON = """

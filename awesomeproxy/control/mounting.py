@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from twisted.internet.task import deferLater
+
 from awesomeproxy.control.commands import changes, way_out
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed
-from awesomeproxy.model import Mode, Placement
+from awesomeproxy.model import FILESYSTEM, Mode, Placement
 from awesomeproxy.node import Node
 from awesomeproxy.residence import Elsewhere
 
@@ -15,7 +17,8 @@ from awesomeproxy.residence import Elsewhere
 @changes("mounted")
 async def mounted(context: Node, call: Call, filesystem: str, node: str) -> Mapping[str, Any]:
     """A filesystem is mounted on a node: what lives in it is served there from now on."""
-    _check(context, filesystem, node)
+    _check_known(context, filesystem, node)
+    _refuse_moving(context, filesystem)
     try:
         return _told(context, filesystem, await context.residence.mounted(filesystem, node))
     except Elsewhere as problem:
@@ -24,12 +27,27 @@ async def mounted(context: Node, call: Call, filesystem: str, node: str) -> Mapp
 
 @changes("unmounted")
 async def unmounted(context: Node, call: Call, filesystem: str, node: str) -> Mapping[str, Any]:
-    """A filesystem is not mounted on a node any more: what lives in it is held."""
-    _check(context, filesystem, node)
+    """A filesystem is not mounted on a node any more: what lives in it is held.
+
+    Before the commit that calls off a migration from there.
+    """
+    _check_known(context, filesystem, node)
+    moving = context.moves.of(FILESYSTEM + filesystem)
+    if moving and moving.lost(FILESYSTEM + filesystem, node, "it is not mounted", surely=True):
+        await moving.ended.wait()
+        await deferLater(context.reactor, 0)  # and it is not among those that run any more
+    _refuse_moving(context, filesystem)
     return _told(context, filesystem, await context.residence.unmounted(filesystem, node))
 
 
-def _check(context: Node, filesystem: str, node: str) -> None:
+def _refuse_moving(context: Node, filesystem: str) -> None:
+    if migration := context.moves.of(FILESYSTEM + filesystem):
+        raise CommandFailed(
+            f"{filesystem} is being moved with {migration.site}; {way_out(migration)}"
+        )
+
+
+def _check_known(context: Node, filesystem: str, node: str) -> None:
     known = context.settings.filesystems
     if filesystem not in known:
         names = ", ".join(sorted(known)) or "none"
@@ -38,10 +56,6 @@ def _check(context: Node, filesystem: str, node: str) -> None:
     if node not in places:
         raise BadRequest(
             f"{filesystem} has no place on {node!r}; it has: {', '.join(sorted(places))}"
-        )
-    if migration := context.moves.of(f"filesystem:{filesystem}"):
-        raise CommandFailed(
-            f"{filesystem} is being moved with {migration.site}; {way_out(migration)}"
         )
     if context.residence.sees(filesystem, node):
         raise CommandFailed(

@@ -52,7 +52,7 @@ class Stand:
         if not argv:
             return
         try:
-            await self.shell.run(*argv, time=self.service.time)
+            await self.shell.run(*argv, time=self.service.time, end_only=True)
         except ShellError as problem:
             raise MoverError(f"{self.backend}: cannot {verb} its service: {problem}") from None
 

@@ -46,10 +46,10 @@ from awesomeproxy.migrate.carriage import Carriage
 from awesomeproxy.migrate.hooks import HookFailed, Hooks
 from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.ledger import Account
-from awesomeproxy.migrate.plan import Plan
+from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.prediction import Round, predict_all
 from awesomeproxy.migrate.steps import WHAT, begun
-from awesomeproxy.model import Ledger, Mode, Placement
+from awesomeproxy.model import FILESYSTEM, Ledger, Mode, Placement
 from awesomeproxy.registry.interface import Entry, RegistryError
 
 log = Logger()
@@ -170,6 +170,19 @@ class Migration:
                 self._waiting.cancel()
         return True
 
+    def lost(self, filesystem: str, node: str, why: str, *, surely: bool = False) -> bool:
+        """Roll back, if a filesystem is gone from where it is moved away before the commit.
+
+        :param filesystem: named as its placement is.
+        :param surely: it cannot be the fence that has done that.
+        :return: whether it is rolled back for that.
+        """
+        leaving = {(each.name, each.source) for each in self.plan.moving}
+        if (filesystem, node) not in leaving or (begun("fence", self.step) and not surely):
+            return False
+        name = filesystem.removeprefix(FILESYSTEM)
+        return self.stop(f"the filesystem {name} cannot be used any more on {node}: {why}")
+
     def _give_up(self) -> None:
         self._later(TRY_AGAIN, self._give_up)  # there may be more
         if self._enduring is not None:
@@ -219,6 +232,8 @@ class Migration:
             await self._carry(self._carriage)
         await self._switch()
         await self._enter("commit")
+        if self._carriage is not None:
+            await self._see_targets()
         self._final = True
         await self._barrier.commit()
 
@@ -248,6 +263,8 @@ class Migration:
         self._carriage = make(entry.id)
         self._record("check")  # once more, now that there is an entry
         await self._do(self._carriage.check())
+        for member in self._filesystems():  # what was checked has to be it
+            await self._guard(self._host.usable(member.name, member.source))
 
     async def _presync(self, carriage: Carriage) -> None:
         """Carry what there is, round after round, until a pause would be short enough."""
@@ -306,9 +323,8 @@ class Migration:
         await self._enter("attach")
         await self._do(carriage.attach())
         await self._enter("mount")
-        for member in self.plan.moving:
-            if not member.has_gate:
-                await self._guard(self._host.mounted(member.name, member.target))
+        for member in self._filesystems():
+            await self._guard(self._host.mounted(member.name, member.target))
         await self._enter("compare")
         await self._do(carriage.verify())  # before services begin to write there
         await self._enter("start")
@@ -323,6 +339,14 @@ class Migration:
             await self._try()
         else:
             await self._check()
+
+    def _filesystems(self) -> list[Member]:
+        return [member for member in self.plan.moving if not member.has_gate]
+
+    async def _see_targets(self) -> None:
+        """What was mounted there still is."""
+        for member in self._filesystems():
+            await self._guard(self._host.usable(member.name, member.target))
 
     # The end
 

@@ -61,6 +61,7 @@ class Hooks:
                 input=json.dumps({**facts, "along": along}).encode() + b"\n",
                 time=hook.time,
                 env=env,
+                end_only=True,
             )
         except ShellError as problem:
             raise HookFailed(f"the hook {hook.when} the step {hook.step!r}: {problem}") from None

@@ -35,6 +35,9 @@ class Host(Protocol):
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         """Fires when a filesystem is mounted on a node; fails if that cannot be known."""
 
+    def usable(self, filesystem: str, node: str) -> Deferred[None]:
+        """Look whether a filesystem is mounted on a node, writable; fails if it is not."""
+
     def quieten(self, database: str) -> Deferred[None]:
         """Have a pooler in front of a database, if there is one, keep its clients waiting."""
 

@@ -30,6 +30,7 @@ OWN = "AWESOMEPROXY_MOVER"  # in the environment of what a mover has started, wi
 NAME = b"trusted.awesomeproxy.name"  # of the filesystem that lives in a directory
 MIGRATION = b"trusted.awesomeproxy.migration"  # by which it was closed last
 CLOSED = b"trusted.awesomeproxy.closed"  # the same, once nobody was left who could write
+SOURCE = b"trusted.awesomeproxy.source"  # the migration that moves it away
 PATIENCE = 3.0  # seconds that those who have it open are given to leave
 ROUNDS = 16  # of laying layers, until no way in is left
 TOLD = 5  # of those who have it open
@@ -97,21 +98,54 @@ def survey(path: bytes) -> dict[str, Any]:
     return found
 
 
+def claim(path: bytes, migration: str) -> None:
+    """Mark it as what this migration moves away, so that it is known again."""
+    _mark(path, {SOURCE: migration})
+
+
+def identify(path: bytes, migration: str) -> str:
+    """The device and the number of the directory, which this migration has claimed.
+
+    :raise OSError: it is another one, as that beneath a mount point is.
+    """
+    path = os.path.realpath(path)
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not _marked(file, SOURCE, migration):
+            raise _strange(path)
+        status = os.fstat(file)
+    finally:
+        os.close(file)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _strange(path: bytes) -> OSError:
+    return OSError(
+        f"{os.fsdecode(path)} is not the directory any more that it was when the migration "
+        "began; see whether it is still mounted"
+    )
+
+
 def close(path: bytes, migration: str, name: str, how: str) -> None:
     """Close it, for a filesystem's migration; what ran there for its movers is killed.
 
-    :param how: ``keep`` what is there, or close it ``again``: only if it was this migration that
-        closed it last.  With ``still``, or ``make``, which makes the directory if it is not
-        there, nobody is looked for if this migration has closed it and no layer is missing.
-    :raise OSError: somebody holds it open, or it cannot be done.
+    :param how: ``source`` has to be what this migration has claimed.  With ``still``, for one
+        that was closed then, or ``make``, which makes the directory if it is not there, nobody
+        is looked for if this migration has closed it and no layer is missing.  ``again`` closes
+        only what this migration has closed last.
+    :raise OSError: somebody holds it open, it is another directory, or it cannot be done.
     """
     if how == "again" and not closed_by(path, migration):
         return
     if how == "make":
         os.makedirs(path, exist_ok=True)
     path = os.path.realpath(path)
+    if how in ("source", "still"):
+        identify(path, migration)
     tree = _tree(path, _mounts())
     stands = _marked(path, CLOSED, migration)
+    if how == "still" and not stands:
+        raise _strange(path)
     if (
         how in ("still", "make")
         and stands
@@ -168,7 +202,7 @@ def closed_by(path: bytes, migration: str) -> bool:
     return _marked(path, MIGRATION, migration)
 
 
-def _marked(path: bytes, key: bytes, value: str) -> bool:
+def _marked(path: bytes | int, key: bytes, value: str) -> bool:
     try:
         return os.getxattr(path, key) == value.encode()
     except OSError:  # it is not there, or was never marked
@@ -476,6 +510,8 @@ def answer_to(act: str, path: str, *how: str) -> Any:
     """What comes of an act; see :mod:`awesomeproxy.movers.resident`."""
     acts: dict[str, Callable[..., Any]] = {
         "survey": survey,
+        "claim": claim,
+        "identify": identify,
         "close": close,
         "open": open_again,
         "flush": flush,

@@ -46,8 +46,16 @@ _BASE = (
     "--filter=-x system.*",  # as is rsync's custom where there is no such filter
     "--exclude=/lost+found",
 )
-# Files that vanish meanwhile are no fault while the source is in use (status 24).
-_PATIENT = ("sh", "-c", '"$@" || [ $? = 24 ]', "sh")
+# What rsync complains of when it ends with these, and what of that is no fault while the source
+# is in use: files that vanish, shrink or change meanwhile; the next round has them right.
+_INCOMPLETE = (23, 24)
+_COMPLAINT = re.compile(r"rsync: |file has vanished: |ERROR: |WARNING: ")
+_IN_USE = re.compile(
+    r"file has vanished: "
+    r"|(ERROR|WARNING): .* failed verification"
+    r"|rsync: (\[sender\] |(?!\[)).*: (No such file or directory|Not a directory) ?\((2|20)\)$"
+    r"|rsync: (\[sender\] |(?!\[)).*: No data available ?\(61\)$"
+)
 # Makes a closed directory writable for one command, in a mount namespace of its own.
 _ENTER = (
     "unshare",
@@ -56,6 +64,18 @@ _ENTER = (
     "sh",
     "-c",
     'mount -o remount,rw,bind -- "$1" && shift && exec "$@"',
+    "sh",
+)
+# Runs a command in a mount namespace of its own, in which the source stays mounted whatever is
+# unmounted meanwhile; if it is the source ($2: its identity) and not what is beneath it.
+_LEAVE = (
+    "unshare",
+    "--mount",
+    "--",
+    "sh",
+    "-c",
+    'if [ "$(stat -L -c %d:%i -- "$1")" = "$2" ]; then shift 2 && exec "$@"; fi; '
+    'echo "$1 has been unmounted" >&2; exit 1',
     "sh",
 )
 # Whether rsync is there, and how much a directory takes up; files may vanish meanwhile.
@@ -135,6 +155,8 @@ class Rsync:
                 raise self._error(f"{one} and {two} are not apart on {source.node}; name others")
         if at_target["exists"]:
             self._refuse_strange(at_target)
+        if self.job.migration:  # else nothing is going to be moved
+            await self._closing(source, "claim", str(self.job.migration))
         if self._remote:
             words = self._ssh(target)
             destination = target.shell.reach.ssh
@@ -177,7 +199,7 @@ class Rsync:
         return await self._carry(progress)
 
     async def fence(self) -> None:
-        await self._close(self._source)
+        await self._close(self._source, "source")
 
     async def unfence(self) -> None:
         await self._open(self._source)
@@ -231,7 +253,7 @@ class Rsync:
             )
 
     async def clean(self) -> None:
-        await self._close(self._source)
+        await self._close(self._source, "again")
 
     async def abandon(self) -> None:
         await self.detach()
@@ -241,10 +263,13 @@ class Rsync:
     async def _carry(
         self, progress: Progress, *, last: bool = False, checksum: bool = False
     ) -> int:
-        closing = [self._close(self._target, "make")]
+        readying: list[Coroutine[Any, Any, Any]] = [
+            self._closing(self._source, "identify", str(self.job.migration)),
+            self._close(self._target, "make"),
+        ]
         if last:  # its node may have been started anew meanwhile
-            closing.append(self._close(self._source, "still"))
-        await together(closing)
+            readying.append(self._close(self._source, "still"))
+        identity = (await together(readying))[0]
         how = ["--stats", "--info=progress2", "--partial"]
         if checksum:
             how.append("--checksum")
@@ -263,7 +288,7 @@ class Rsync:
                 most = int(done[-1])
                 progress(most)
 
-        said = await self._rsync(*how, patient=not last, writes=True, heard=heard)
+        said = await self._rsync(*how, patient=not last, carries=identity, heard=heard)
         await self._closing(self._target, "flush", time=LONGEST)
         return _figure("Total bytes received" if self._pulls else "Total bytes sent", said)
 
@@ -281,36 +306,41 @@ class Rsync:
         return [program, "-oControlMaster=no", *options]
 
     async def _rsync(
-        self, *how: str, patient: bool = False, writes: bool = False, heard: Any = None
+        self, *how: str, patient: bool = False, carries: str = "", heard: Any = None
     ) -> str:
-        """What rsync has said, run with the options that all rounds have, and these."""
+        """What rsync has said, run with the options that all rounds have, and these.
+
+        :param patient: the source is in use.
+        :param carries: the identity of the source, if this is no dry run.
+        """
         one, two = (place.settings.path.rstrip("/") + "/" for place in (self._source, self._target))
         environment = {"LC_ALL": "C", OWN: self.job.name}
-        enter = [*_ENTER, self._target.settings.path] if writes else []
+        leave = [*_LEAVE, self._source.settings.path, carries] if carries else []
+        enter = [*_ENTER, self._target.settings.path] if carries else []
         words = [*_BASE, *(f"--exclude={each}" for each in self._options.exclude), *how]
         beyond = self._source if self._pulls else self._target
         if not self._one_node:
             words.append("--rsh=" + shlex.join(self._ssh(beyond)))
             host = _bracketed(beyond.shell.reach.ssh)
+            there = ["env", *(f"{key}={value}" for key, value in environment.items())]
             if self._pulls:
                 one = f"{host}:{one}"
+                there, leave = [*there, *leave], []
             else:
                 two = f"{host}:{two}"
-                there = ["env", *(f"{key}={value}" for key, value in environment.items())]
-                words.append("--rsync-path=" + shlex.join([*there, *enter, "rsync"]))
-                enter = []
-        argv = [*(_PATIENT if patient else ()), *enter, *words, "--", one, two]
-        return await self._run(
-            self._runner,
-            *argv,
+                there, enter = [*there, *enter], []
+            words.append("--rsync-path=" + shlex.join([*there, "rsync"]))
+        running = self._runner.run(
+            *(*leave, *enter, *words, "--", one, two),
             env=environment,
             time=LONGEST,
-            **({"heard": heard} if heard else {}),
+            **({"heard": heard, "end_only": True} if heard else {}),
         )
+        return await self._told(self._runner, _patiently(running) if patient else running)
 
     # Closing
 
-    async def _close(self, place: Place, how: str = "keep") -> None:
+    async def _close(self, place: Place, how: str) -> None:
         await self._closing(place, "close", str(self.job.migration), self.job.name, how)
 
     async def _open(self, place: Place) -> bool:
@@ -336,6 +366,21 @@ class Rsync:
 
     def _error(self, text: str) -> MoverError:
         return MoverError(f"filesystem {self.job.name}: {text}")
+
+
+async def _patiently(running: Coroutine[Any, Any, str]) -> str:
+    """What rsync has said, though files have changed while it carried them."""
+    try:
+        return await running
+    except ShellError as problem:
+        complaints = list(filter(_COMPLAINT.match, problem.errors.splitlines()))
+        if (
+            problem.status not in _INCOMPLETE
+            or not complaints
+            or not all(map(_IN_USE.match, complaints))
+        ):
+            raise
+        return problem.printed
 
 
 def _figure(what: str, said: str) -> int:

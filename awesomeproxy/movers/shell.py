@@ -23,15 +23,20 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from awesomeproxy.model import Reach as Reach  # for whoever makes a shell
 from awesomeproxy.movers.warrant import Warrant
 
+log = Logger()
+
 TIME = 60.0  # seconds that a command may take, unless it says otherwise
 ALIVE = 2  # seconds between asking a silent node whether it is there
 KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last ones
+MOST = 16 << 20  # bytes that a command may print of which all is kept
 LOOK_EVERY = 0.25  # seconds between looks how much a pipe has carried
+LEFT = 0.5  # seconds that pipes stay open, at the most, when their process has ended
 ENDING = 500  # hundredths of a second that killed processes are waited for
 SPLICED = 1 << 20  # bytes that are carried at one go, at the most
 # A group of its own, so that all of it can be ended; and not outliving the daemon.
@@ -49,10 +54,20 @@ _SSH = (
 class ShellError(Exception):
     """A command has failed, or was too late; the message has what it said of that."""
 
-    def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        said: str = "",
+        *,
+        printed: str = "",
+        errors: str = "",
+    ) -> None:
         super().__init__(message)
         self.status = status  # what it ended with; None: it was ended, or never began
         self.said = said  # the last lines of its error output
+        self.printed = printed  # what it has printed all the same
+        self.errors = errors  # its error output, as much of it as is kept
 
 
 class Shell:
@@ -115,6 +130,7 @@ class Shell:
         time: float = TIME,
         env: dict[str, str] | None = None,
         heard: Callable[[bytes], None] = lambda piece: None,
+        end_only: bool = False,
     ) -> str:
         """What ``argv`` has printed.
 
@@ -122,12 +138,13 @@ class Shell:
         :param time: seconds that it may take.
         :param env: added to its environment, here or there.
         :param heard: told each piece of what it prints as it comes.
-        :raise ShellError: it has failed, or taken too long.
+        :param end_only: of what it prints only the end is wanted: it may print for ever.
+        :raise ShellError: it has failed, taken too long, or printed too much.
         """
         says = self.says(argv)
         if env:
             argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
-        running = _Running(self._reactor, self._warranted(argv), says, heard)
+        running = _Running(self._reactor, self._warranted(argv), says, heard, end_only)
         try:
             return (await running.start(input, time)).decode(errors="replace")
         except BaseException:
@@ -339,16 +356,19 @@ class _Running(ProcessProtocol):
         argv: Sequence[str],
         says: str,
         heard: Callable[[bytes], None] = lambda piece: None,
+        end_only: bool = False,
     ) -> None:
         self._reactor = reactor
         self._heard = heard
+        self._end_only = end_only
         self._argv = [*_LEASH, *argv]
         self._says = says
-        self._out: list[bytes] = []
+        self._out = bytearray()
         self._err = b""
         self._done: Deferred[bytes] | None = None
         self._ended: list[Deferred[None]] = []
-        self._late: Any = None
+        self._late: Any = None  # the timer of its time
+        self._left: Any = None  # and that of its pipes
         self._why = ""  # it was ended by us
         self.group = 0
         self._over = False
@@ -382,7 +402,7 @@ class _Running(ProcessProtocol):
             done.errback(ShellError(f"{self._says}: cannot be started: {problem.strerror}"))
             return done
         self.group = self.transport.pid or 0  # it may have ended already
-        if time is not None:
+        if time is not None and self._left is None:
             why = f"it has taken more than {time:g} s"
             self._late = self._reactor.callLater(time, self._kill, why)
         if input_from is None:
@@ -435,25 +455,47 @@ class _Running(ProcessProtocol):
             self.transport.write(data)
 
     def outReceived(self, data: bytes) -> None:
-        if not self._stays:
-            self._out.append(data)
+        if not self._stays and not self._why:
+            self._keep(data)
         self._heard(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._out += data
+        if self._end_only and len(self._out) > 2 * KEPT:  # not each time: that would be dear
+            del self._out[:-KEPT]
+        elif len(self._out) > MOST:
+            self._out.clear()
+            self._kill(f"it has printed more than {MOST >> 20} MB")
 
     def errReceived(self, data: bytes) -> None:
         self._err = (self._err + data)[-KEPT:]
 
-    def processEnded(self, reason: Failure) -> None:
-        self._over = True
+    def processExited(self, reason: Failure) -> None:
         if self._late is not None and self._late.active():
             self._late.cancel()
+        self._left = self._reactor.callLater(LEFT, self._leave)
+
+    def _leave(self) -> None:
+        log.warn("{says}: what it has left running keeps its output open", says=self._says)
+        # However late that is, what is in the pipes by now is read first.
+        self._left = self._reactor.callLater(0, self._let_go)
+
+    def processEnded(self, reason: Failure) -> None:
+        self._over = True
+        if self._left is not None and self._left.active():
+            self._left.cancel()
         status = getattr(reason.value, "exitCode", None)
         done, self._done = self._done, None
         if done is not None and not done.called:
             if status == 0 and not self._why:
-                done.callback(b"".join(self._out))
+                done.callback(bytes(self._out))
             else:
-                said = last_lines(self._err.decode(errors="replace"))
-                done.errback(ShellError(self._complaint(reason, said), status, said))
+                printed, errors = (
+                    bytes(each).decode(errors="replace") for each in (self._out, self._err)
+                )
+                said = last_lines(errors)
+                why = self._complaint(reason, said)
+                done.errback(ShellError(why, status, said, printed=printed, errors=errors))
         ended, self._ended = self._ended, []
         for gone in ended:
             gone.callback(None)
