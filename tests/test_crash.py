@@ -51,7 +51,7 @@ class Death:
             os.kill(self._pid, signal.SIGKILL)
 
 
-async def _dies(daemon: Daemon, command: Deferred[Any]) -> None:
+async def dies(daemon: Daemon, command: Deferred[Any]) -> None:
     """Wait for the end of a command and of the daemon; the command may just have been done."""
     try:
         await command
@@ -91,7 +91,7 @@ async def test_a_migration_that_is_killed_is_done_or_undone(stage: Stage, step: 
     load = daemon.load(rate=100)
     await load.flows()
     before = (await daemon.site())["generation"]
-    await _dies(daemon, daemon.ask("migrate", Death(daemon, step), site="blog", to="two"))
+    await dies(daemon, daemon.ask("migrate", Death(daemon, step), site="blog", to="two"))
     await daemon.start()
     failed = load.run.result.failed
     site = await _whole(daemon, one, two)
@@ -117,7 +117,7 @@ async def test_a_paused_site_whose_migration_is_killed_is_still_paused(
     daemon, one, two = await stage.blog()
     await daemon.ask("pause", site="blog", deadline=3600, then="resume")
     expires = (await daemon.site())["expires"]
-    await _dies(daemon, daemon.ask("migrate", Death(daemon, step), site="blog", to="two"))
+    await dies(daemon, daemon.ask("migrate", Death(daemon, step), site="blog", to="two"))
     await daemon.start()
     held = daemon.fetch("/held")
     await daemon.until_site(held=1)
@@ -134,7 +134,7 @@ async def test_a_pause_that_is_killed_while_it_drains_holds_afterwards(stage: St
     daemon, one, _ = await stage.blog()
     slow = daemon.fetch("/later")
     await one.has("/later")
-    await _dies(daemon, daemon.ask("pause", Death(daemon, "drain"), site="blog"))
+    await dies(daemon, daemon.ask("pause", Death(daemon, "drain"), site="blog"))
     assert (await slow).status == 0
     await daemon.start()
     held = daemon.fetch("/held")

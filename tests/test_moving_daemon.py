@@ -31,7 +31,7 @@ from daemon_stage import (
 )
 from ssh_stage import descendants
 from stage_waiting import until, until_async
-from test_crash import HONEST, Death
+from test_crash import HONEST, Death, dies
 
 from awesomeproxy.control.client import Unreachable
 
@@ -274,9 +274,7 @@ async def test_a_daemon_that_is_killed_at_any_step_is_followed_by_one_that_knows
         await load.flows(10)
         (target,) = SIDES.keys() - {side}
         death: Callable[..., None] = Death(daemon, step)
-        with pytest.raises(Unreachable):
-            await daemon.ask("migrate", death, site="blog", to=target)
-        await daemon.exits()
+        await dies(daemon, daemon.ask("migrate", death, site="blog", to=target))
         await daemon.start()
         found = await house.settled()
         if step == "clean":
