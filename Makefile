@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests wait more than they compute.
+WORKERS = $(shell expr $$(nproc) + 1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo reference test lint bench profile run clean
@@ -35,7 +37,7 @@ test: $(VENV)/.test
 	    apache2:apache2 php-fpm8.2:php8.2-fpm /usr/share/php8.2-mysql:php8.2-mysql
 	@temporary=$$(mktemp -d); \
 	$(BIN)/python -m pytest --basetemp=$$temporary/t \
-	    --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS); \
+	    --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS); \
 	status=$$?; \
 	awk -v begin=$$temporary/ 'index($$5, begin) == 1 { print $$5 }' /proc/self/mountinfo | tac | \
 	    xargs --no-run-if-empty --max-args=1 umount --lazy; \
