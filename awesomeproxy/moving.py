@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -292,10 +293,11 @@ def _directory(called: str) -> str:
     It is the same for the next daemon, so that one that is killed leaves nothing behind.
     """
     path = Path(tempfile.gettempdir()) / f"awesomeproxy-ssh-{called}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.lstat().st_uid != os.geteuid():
-        raise PermissionError(f"{path} belongs to somebody else; remove it")
-    return str(path)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    if path.lstat().st_uid == os.geteuid() and path.is_dir():
+        return str(path)
+    return tempfile.mkdtemp(prefix="awesomeproxy-ssh-")  # somebody else has taken it
 
 
 def _addresses(name: str) -> list[str]:

@@ -35,7 +35,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv HOME={directory} XDG_RUNTIME_DIR={directory}
+SetEnv HOME={directory}
 """
 
 _CLIENT = """

@@ -25,6 +25,8 @@ from daemon_stage import Daemon, free_ports
 from ssh_stage import SSHD
 from stage_waiting import until
 
+from awesomeproxy.identity import identity
+
 # A home of its own: what the user's shell reads there at each login may take long.
 _SERVER = """
 ListenAddress {address}:22
@@ -36,7 +38,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv HOME={home} XDG_RUNTIME_DIR={home}
+SetEnv HOME={home}
 MaxStartups 100
 MaxSessions 100
 """
@@ -231,3 +233,6 @@ async def two_servers(tmp_path: Path) -> AsyncIterator[Servers]:
             server.close()
         subprocess.run(["ip", "link", "delete", bridge], check=False)
         shutil.rmtree(keys)
+        if (state := daemon.directory / "state").exists():
+            for note in Path("/run").glob(f"awesomeproxy-{identity(state)}*"):
+                note.unlink()

@@ -36,7 +36,7 @@ StrictModes no
 PermitRootLogin yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv HOME={here} XDG_RUNTIME_DIR={here}
+SetEnv HOME={here}
 MaxStartups 100
 MaxSessions 100
 """

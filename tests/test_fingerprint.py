@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +55,22 @@ def test_a_copy_has_the_same(tmp_path: Path) -> None:
     """Whatever numbers its entries have, and in whichever order they were made."""
     tree = a_tree(tmp_path)
     assert answer_to(str(tree)) == answer_to(str(copied(tree)))
+
+
+def test_what_a_link_leads_to_counts(tmp_path: Path) -> None:
+    """All of it, though it is on another filesystem than the link."""
+    tree = a_tree(Path(tempfile.mkdtemp(dir="/dev/shm")))
+    try:
+        link = tmp_path / "link"
+        link.symlink_to(tree)
+        before = answer_to(str(link))
+        assert before == answer_to(str(tree))
+        times = os.stat(tree / "at")
+        (tree / "at" / "more").touch()
+        os.utime(tree / "at", ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert answer_to(str(link)) != before
+    finally:
+        shutil.rmtree(tree.parent)
 
 
 @pytest.mark.parametrize(

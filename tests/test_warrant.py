@@ -15,11 +15,21 @@ from twisted.internet.defer import Deferred
 
 from awesomeproxy.identity import identity
 from awesomeproxy.movers.errands import Errands
+from awesomeproxy.movers.resident import Resident
 from awesomeproxy.movers.shell import Reach, Shell, ShellError
 from awesomeproxy.movers.warrant import Warrant
 
 ssh = twisted_fixture(an_ssh_stage)
 servers = twisted_fixture(two_servers)
+
+
+@pytest.fixture(autouse=True)
+def tidy() -> Iterator[None]:
+    """Take the notes away again."""
+    yield
+    for place in ("/run", "/tmp"):
+        for note in Path(place).glob("awesomeproxy-test*"):
+            note.unlink()
 
 
 @pytest.fixture
@@ -97,19 +107,34 @@ async def test_who_undoes_waits_for_what_is_being_done(ssh: SshStage, tmp_path: 
 
 
 @twisted_test
-async def test_a_warrant_without_a_directory_of_the_users_is_in_tmp(
-    ssh: SshStage, tmp_path: Path
-) -> None:
+async def test_who_undoes_waits_for_no_other_migration(ssh: SshStage, tmp_path: Path) -> None:
+    """Nor for what only looks."""
+    begun, on = tmp_path / "begun", tmp_path / "on"
+    other = Errands(ssh.shell(shared=False).under(Warrant("awesomeproxy-test-10")), "shop")
+    slowly = f"touch {begun}; while [ ! -e {on} ]; do sleep 0.05; done"
+    running = Deferred.fromCoroutine(other.run("sh", "-c", slowly))
+    await until(begun.exists, "the command")
+    mine, warrant = ssh.shell(), Warrant("awesomeproxy-test-9")
+    warrant.withdraw()
+    await Errands(mine.under(warrant), "web").run("touch", str(on))
+    await running
+    looking = Resident(mine.under(Warrant("awesomeproxy-test-9")), "web", b"answer_to = len")
+    await looking.ready()
+    assert await looking.ask("1234", changes=False) == 4
+
+
+@twisted_test
+async def test_who_may_not_write_elsewhere_has_the_note_in_tmp() -> None:
     """Here nothing needs one: what is given up here is ended here."""
     warrant = Warrant("awesomeproxy-test-9")
     assert warrant.around(["true"])[-2:] == ["awesomeproxy-test-9", "true"]
     here = Shell(reactor, Reach("here")).under(warrant)
     warrant.withdraw()
     assert await here.run("echo", "here") == "here\n"
-    words = [*warrant.around(["sh", "-c", "ls /tmp/awesomeproxy-test-9"])]
-    said = await Shell(reactor, Reach("here")).run("env", "XDG_RUNTIME_DIR=/nowhere", *words)
+    nobody = ["env", "XDG_RUNTIME_DIR=/nowhere", "setpriv", "--reuid=nobody", "--clear-groups"]
+    words = warrant.around(["sh", "-c", "ls /tmp/awesomeproxy-test-9"])
+    said = await Shell(reactor, Reach("here")).run(*nobody, *words)
     assert said == "/tmp/awesomeproxy-test-9\n"
-    Path("/tmp/awesomeproxy-test-9").unlink()
 
 
 def test_a_daemon_is_called_the_same_as_long_as_it_keeps_its_state(tmp_path: Path) -> None:

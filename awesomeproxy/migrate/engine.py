@@ -178,7 +178,8 @@ class Migration:
         :return: whether it is rolled back for that.
         """
         leaving = {(each.name, each.source) for each in self.plan.moving}
-        if (filesystem, node) not in leaving or (begun("fence", self.step) and not surely):
+        fenced = begun("fence", self.step) and not surely
+        if self._final or fenced or (filesystem, node) not in leaving:
             return False
         name = filesystem.removeprefix(FILESYSTEM)
         return self.stop(f"the filesystem {name} cannot be used any more on {node}: {why}")

@@ -20,6 +20,7 @@ ACL = "system.posix_acl_"
 
 def fingerprint(root: bytes) -> str:
     """That of the directory ``root``, in which nothing may change meanwhile."""
+    root = os.path.realpath(root)  # of what rsync and closing take it for
     found = hashlib.blake2b(digest_size=16)
     names: dict[int, bytes] = {}  # of what has several, by its number: the first
     here = os.lstat(root)

@@ -60,17 +60,21 @@ class Resident:
 
         :raise ShellError: it cannot be started.
         """
-        await self.ask()
+        await self.ask(changes=False)
 
-    async def ask(self, *words: str | Sequence[str], time: float = TIME) -> Any:
+    async def ask(
+        self, *words: str | Sequence[str], time: float = TIME, changes: bool = True
+    ) -> Any:
         """What it answers.
 
         If it goes with the question open it is asked once more: it may have been about to.
 
         :param time: seconds that it may take.
+        :param changes: it may change something, which needs the shell's warrant; what does not
+            is not waited for when that is withdrawn.
         :raise ShellError: what it says is wrong, or why it does not answer.
         """
-        warrant = None if self._shell.local else self._shell.warrant
+        warrant = self._shell.warrant if changes and not self._shell.local else None
         permit = [warrant.name, warrant.withdrawn] if warrant is not None else None
         question = json.dumps([permit, words]).encode()
         try:

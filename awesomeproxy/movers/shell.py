@@ -37,6 +37,7 @@ KEPT = 64 * 1024  # bytes of a command's error output that are kept: the last on
 MOST = 16 << 20  # bytes that a command may print of which all is kept
 LOOK_EVERY = 0.25  # seconds between looks how much a pipe has carried
 LEFT = 0.5  # seconds that pipes stay open, at the most, when their process has ended
+PATIENCE = 200  # hundredths of a second that are left them as long as more comes out of them
 ENDING = 500  # hundredths of a second that killed processes are waited for
 SPLICED = 1 << 20  # bytes that are carried at one go, at the most
 # A group of its own, so that all of it can be ended; and not outliving the daemon.
@@ -236,7 +237,7 @@ class Stay:
 
     def __init__(self, reactor: Any, argv: Sequence[str], says: str, first: bytes) -> None:
         self._reactor = reactor
-        self._heard = b""
+        self._heard: list[bytes] = []  # the pieces of the answer that is being heard
         self._open: list[Deferred[bytes]] = []  # questions, the oldest first
         self._why: Gone | None = None
         self._running = _Running(reactor, argv, says, self._hear)
@@ -278,7 +279,11 @@ class Stay:
         await self._running.end()
 
     def _hear(self, piece: bytes) -> None:
-        *lines, self._heard = (self._heard + piece).split(b"\n")
+        self._heard.append(piece)
+        if b"\n" not in piece:  # an answer can be long, and be heard in very many
+            return
+        *lines, rest = b"".join(self._heard).split(b"\n")
+        self._heard = [rest]
         for line in lines:
             answer = self._open.pop(0)
             if not answer.called:
@@ -369,6 +374,8 @@ class _Running(ProcessProtocol):
         self._ended: list[Deferred[None]] = []
         self._late: Any = None  # the timer of its time
         self._left: Any = None  # and that of its pipes
+        self._fresh = False  # there may be more in them
+        self._patience = PATIENCE
         self._why = ""  # it was ended by us
         self.group = 0
         self._over = False
@@ -455,6 +462,7 @@ class _Running(ProcessProtocol):
             self.transport.write(data)
 
     def outReceived(self, data: bytes) -> None:
+        self._fresh = True
         if not self._stays and not self._why:
             self._keep(data)
         self._heard(data)
@@ -468,16 +476,22 @@ class _Running(ProcessProtocol):
             self._kill(f"it has printed more than {MOST >> 20} MB")
 
     def errReceived(self, data: bytes) -> None:
+        self._fresh = True
         self._err = (self._err + data)[-KEPT:]
 
     def processExited(self, reason: Failure) -> None:
         if self._late is not None and self._late.active():
             self._late.cancel()
+        self._fresh = True
         self._left = self._reactor.callLater(LEFT, self._leave)
 
     def _leave(self) -> None:
+        if self._fresh and self._patience:  # however late this is, what is in them is read first
+            self._fresh = False
+            self._patience -= 1
+            self._left = self._reactor.callLater(0.01, self._leave)
+            return
         log.warn("{says}: what it has left running keeps its output open", says=self._says)
-        # However late that is, what is in the pipes by now is read first.
         self._left = self._reactor.callLater(0, self._let_go)
 
     def processEnded(self, reason: Failure) -> None:

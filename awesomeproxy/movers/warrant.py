@@ -7,8 +7,10 @@ another node looks there first whether its migration's warrant has been *withdra
 is what the first command does that undoes something.  It leaves a note there, an empty file
 that a reboot takes away.
 
-Who stays on a node, and is asked (:mod:`.resident`), looks anew for each question, and
-whoever has the warrant withdrawn there waits until none is being answered any more.
+Who stays on a node, and is asked (:mod:`.resident`), looks anew for each question that is
+to change something, and whoever has the warrant withdrawn there waits until none of them is
+being answered any more.  Programs that rsync starts on the other node need no warrant:
+without it they do nothing.
 """
 
 from __future__ import annotations
@@ -16,21 +18,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LATE = "it comes too late: this was undone"
-# $1: the note's name.  Where the user has no directory for such things there is /tmp.
-_PLACE = 'w=${XDG_RUNTIME_DIR:-/run}; [ -w "$w" ] || w=/tmp; w=$w/$1; shift; '
+# $1: the note's name.  Where the user may not write to /run he may to a directory of his own.
+# What undoes is done though it cannot be noted.
+_PLACE = 'for w in /run "$XDG_RUNTIME_DIR" /tmp; do [ -w "$w" ] && break; done; w=$w/$1; shift; '
 _FORWARD = f'{_PLACE}[ ! -e "$w" ] || {{ echo "{LATE}" >&2; exit 75; }}; exec "$@"'
-_UNDO = f'{_PLACE}: >>"$w" || exit; exec "$@"'
+_UNDO = f'{_PLACE}( : >>"$w" ) 2>/dev/null; exec "$@"'
 # The same in Python, for a resident: whether ``name`` permits what is asked.  If it is withdrawn
-# that is noted.  Returned is a lock, to be closed after the answer.
+# that is noted.  Returned is a lock, to be closed after the answer: a byte for each migration.
 PERMIT = f"""
 def permit(name, withdrawn):
     import fcntl, os
-    place = os.environ.get("XDG_RUNTIME_DIR", "/run")
-    note = os.path.join(place if os.access(place, os.W_OK) else "/tmp", name)
-    if withdrawn:
-        open(note, "a").close()
-    lock = open(note.rpartition("-")[0] + ".lock", "a")
-    fcntl.flock(lock, fcntl.LOCK_EX if withdrawn else fcntl.LOCK_SH)
+    places = ["/run", os.environ.get("XDG_RUNTIME_DIR") or "/tmp", "/tmp"]
+    note = os.path.join(next(each for each in places if os.access(each, os.W_OK)), name)
+    daemon, _, number = note.rpartition("-")
+    try:
+        if withdrawn:
+            open(note, "a").close()
+        lock = open(daemon + ".lock", "a+")
+    except OSError:
+        if withdrawn:
+            return None
+        raise
+    fcntl.lockf(lock, fcntl.LOCK_EX if withdrawn else fcntl.LOCK_SH, 1, int(number))
     if os.path.exists(note) and not withdrawn:
         lock.close()
         raise OSError("{LATE}")
@@ -43,7 +52,8 @@ class Warrant:
 
     def __init__(self, name: str) -> None:
         """
-        :param name: of the migration, like no other's on any node; as a file can be called.
+        :param name: of the migration, like no other's on any node, as a file can be called; a
+            hyphen and a number are its end.
         """
         self.name = name
         self.withdrawn = False

@@ -17,7 +17,7 @@ it leaves those who have a file open free to go on (zfs-fuse), and is what keeps
 when the node starts anew.  It stays mounted, so that who writes to its path gets an error: in
 an empty directory in its place the writing would go well, and be lost.
 
-What a step is about to do is noted at the filesystem first, as a property of ours, with the
+What a step has begun to do it notes at the filesystem first, as a property of ours, with the
 number of the migration: what undoes a step that was never begun finds no note, and leaves
 alone what may be somebody else's.
 """
@@ -78,7 +78,6 @@ class Zfs:
         self._pair = Pair(job)
         self._source = self._pair.source
         self._target = self._pair.target
-        self._announced = False  # the fence has been noted
 
     async def check(self) -> None:
         """See :class:`IMover`."""
@@ -156,22 +155,7 @@ class Zfs:
     async def presync(self, progress: Progress) -> int:
         """See :class:`IMover`."""
         with explained():
-            size = await self._pair.resume(progress) or await self._pair.round(progress)
-            await self._note()
-            return size
-
-    async def _note(self) -> None:
-        """Note at both what is about to be done to them: in the pause it would count."""
-        source, target = await self._pair.looks()
-        if not self._noted(source, "fenced"):
-            await self._source.set_mark("fenced", str(self.job.migration))
-        self._announced = True
-        if target is not None and not self._noted(target, "attached"):
-            await self._target.set_mark("attached", self._attached(target))
-
-    def _attached(self, target: Look) -> str:
-        """What is noted of what is about to be attached."""
-        return f"{self.job.migration} {target.properties['canmount']}"
+            return await self._pair.resume(progress) or await self._pair.round(progress)
 
     async def sync(self, progress: Progress) -> int:
         """See :class:`IMover`."""
@@ -182,9 +166,9 @@ class Zfs:
     async def fence(self) -> None:
         """See :class:`IMover`."""
         with explained():
+            # It was mounted when it was checked; something else may be in its place by now.
             note = self._source.marking("fenced", str(self.job.migration))
-            # It was mounted when it was checked, and if it is not any more this fails.
-            await self._close(True, *([] if self._announced else [note]))
+            await self._close(True, self._source.being_mounted(), note)
 
     async def _close(self, mounted: bool, *first: list[str]) -> None:
         """Let nothing write to the source; run these commands before."""
@@ -193,10 +177,10 @@ class Zfs:
             await self._source.close(path, mounted, *first)
         except ShellError as problem:
             who = await users(self._source.shell, path, writers=True)
-            raise MoverError(
-                f"{self._source} cannot be made read-only: {who or problem} has files open for "
-                f"writing in {path}; end that, or have it stopped before the fence"
-            ) from None
+            why = f"{self._source} cannot be made read-only: {who or problem}"
+            if who:
+                why += f" has files open for writing in {path}; end that, or have it stopped"
+            raise MoverError(why) from None
 
     async def unfence(self) -> None:
         """See :class:`IMover`."""
@@ -219,14 +203,13 @@ class Zfs:
             if target is None or not shared(source, target):
                 raise MoverError(f"nothing has come to {self._target} yet; sync it first")
             first = []
-            noted, closed = self._noted(target, "attached"), target.properties["readonly"] == "on"
-            if closed or not noted:
+            if not self._noted(target, "attached"):
                 # What has just come is as it came: it could only be read.
                 fresh = target.snapshots[-1].label.startswith(self._pair.mine)
-                safe = fresh and closed and not target.mounted
-                await self._pair.base(source, target, safe=safe)
-            if not noted:
-                first.append(self._target.marking("attached", self._attached(target)))
+                closed = not target.mounted and target.properties["readonly"] == "on"
+                await self._pair.base(source, target, safe=fresh and closed)
+                note = f"{self.job.migration} {target.properties['canmount']}"
+                first.append(self._target.marking("attached", note))
             if not target.mounted:
                 if "made" in target.marks:  # from now on there is something in it
                     first.append(self._target.marking("made", ""))
@@ -284,10 +267,6 @@ class Zfs:
             source, target = await self._pair.looks()
             await self._pair.forget()
             await self._pair.thin(source, target)
-            if self._noted(source, "fenced"):  # but never done
-                await self._source.set_mark("fenced", "")
-            if target is not None and self._noted(target, "attached"):
-                await self._target.set_mark("attached", "")
             if target is None:
                 return
             if not target.snapshots and not target.children and "made" in target.marks:

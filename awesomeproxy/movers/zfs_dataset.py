@@ -164,6 +164,11 @@ class Dataset:
         """The command that does so."""
         return ["zfs", "set", f"{key}={value}", self.name]
 
+    def being_mounted(self) -> list[str]:
+        """A command that fails if it is not mounted."""
+        look = '[ "$(zfs get -H -o value mounted "$1")" = yes ] || { echo "$2" >&2; exit 1; }'
+        return ["sh", "-c", look, "sh", self.name, "it is not mounted any more"]
+
     async def close(self, path: str, mounted: bool, *first: Sequence[str]) -> None:
         """Let nothing write to it, now and when it is mounted anew; it can be read at ``path``.
 
