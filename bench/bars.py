@@ -52,7 +52,7 @@ def _cost_bars(figure: str, what: str) -> tuple[Bar, ...]:
 def _pause_bars(figure: str, mover: str) -> tuple[Bar, ...]:
     return (
         Bar(f"{figure}-pause", figure, f"longest pause of a move with {mover}", "ms", 2000.0),
-        Bar(f"{figure}-share", figure, "of it not drain, last sync or service", "ms", 100.0),
+        Bar(f"{figure}-share", figure, "of it not drain, last sync, service start", "ms", 100.0),
     )
 
 

@@ -32,9 +32,10 @@ FILE = 512 << 10  # bytes of a file
 FILES, QUICK_FILES = 2000, 400
 WRITING = 3.0  # seconds of writing before each move
 POOL = 4 << 30  # bytes
-# The steps of the pause: what the site, its service and its data take, and what is on top.
-OTHERS = ("drain", "stop", "sync", "start")
-OWN = ("fence", "attach", "mount", "compare", "switch", "verify", "commit")
+# The steps of the pause: what the site and its data take and until its service has started, and
+# what is on top.
+OTHERS = ("drain", "sync", "start")
+OWN = ("stop", "fence", "attach", "mount", "compare", "switch", "verify", "commit")
 
 
 def pausezfs(results: Results, console: Console) -> None:
