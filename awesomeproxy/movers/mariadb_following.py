@@ -25,6 +25,7 @@ from twisted.internet.task import deferLater
 from awesomeproxy.movers.interface import MoverError, Progress
 from awesomeproxy.movers.mariadb_server import MariadbServer, ServerError, exactly, name, text
 from awesomeproxy.movers.mariadb_settings import OURS
+from awesomeproxy.movers.trying import while_passing
 
 FOLLOWING = "awesomeproxy_following"  # the table that says how far it is
 _CONNECT = 15.0  # seconds that it may take to connect
@@ -97,15 +98,19 @@ class Following:
 
         That is what a dump begins with, so nothing has been loaded when one is in the way.
         """
-        late = self._reactor.seconds() + _CONNECT
-        while True:
+
+        async def load() -> int:
             try:
                 return await self._load(arguments, progress)
             except ServerError as problem:
-                if problem.code != _EXISTS or self._reactor.seconds() > late:
-                    raise
-            await self._stop()
-            await deferLater(self._reactor, 0.1)
+                if problem.code == _EXISTS:
+                    await self._stop()
+                raise
+
+        def passes(problem: Exception) -> bool:
+            return isinstance(problem, ServerError) and problem.code == _EXISTS
+
+        return await while_passing(self._reactor, load, passes, _CONNECT)
 
     async def _load(self, arguments: Sequence[str], progress: Progress) -> int:
         return await self.source.pipe(
@@ -252,8 +257,8 @@ class Following:
     async def _put_stage(self, stage: str) -> None:
         await self.target.change(f"UPDATE {name(self.place)}.{FOLLOWING} SET stage = {text(stage)}")
 
-    async def _stop(self) -> bool:
-        """Take the connection away; False: there was none."""
+    async def _stop(self) -> None:
+        """Take the connection away, if there is one."""
         quoted = text(self.called)
         try:
             # Though none is shown: one that a dump has begun to make has no server yet.
@@ -261,8 +266,6 @@ class Following:
         except ServerError as problem:
             if problem.code != _NONE:
                 raise
-            return False
-        return True
 
     async def _connected(self) -> None:
         late = self._reactor.seconds() + _CONNECT

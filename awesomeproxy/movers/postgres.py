@@ -22,7 +22,6 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from awesomeproxy.movers import postgres_contents as contents
@@ -50,10 +49,10 @@ from awesomeproxy.movers.postgres_replication import Replication
 from awesomeproxy.movers.postgres_server import LONG, MAINTENANCE, PostgresServer, ident, literal
 from awesomeproxy.movers.postgres_settings import ABOUT, OPTIONS, PLACE, PostgresOptions
 from awesomeproxy.movers.shell import ShellError
+from awesomeproxy.movers.trying import while_passing
 
 FULL = "No space left on device"  # as a server says it that speaks English
 ROOM_IN = 10.0  # seconds in which there has to be room to tidy up
-LOOK_AGAIN = 0.1  # seconds between tries
 
 
 @implementer(IMover)
@@ -216,14 +215,7 @@ class PostgresMover:
 
         Even what only reads may have to write a page before; it must work when called again.
         """
-        late = self.job.reactor.seconds() + ROOM_IN
-        while True:
-            try:
-                return await undo()
-            except MoverError as problem:
-                if FULL not in str(problem) or self.job.reactor.seconds() >= late:
-                    raise
-            await deferLater(self.job.reactor, LOOK_AGAIN)
+        await while_passing(self.job.reactor, undo, lambda problem: FULL in str(problem), ROOM_IN)
 
     async def _abandon_target(self) -> None:
         """Drop the target, if it is still ours."""

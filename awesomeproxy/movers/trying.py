@@ -29,12 +29,31 @@ async def while_busy(reactor: Any, action: Callable[[], Awaitable[T]], patience:
     :param patience: seconds until what is busy is taken to stay so.
     :raise ShellError: it has failed otherwise, or for too long.
     """
+
+    def busy(problem: Exception) -> bool:
+        return isinstance(problem, ShellError) and any(word in str(problem) for word in _BUSY)
+
+    return await while_passing(reactor, action, busy, patience)
+
+
+async def while_passing(
+    reactor: Any,
+    action: Callable[[], Awaitable[T]],
+    passing: Callable[[Exception], bool],
+    patience: float,
+) -> T:
+    """What ``action`` returns, which is tried again as long as it fails for what will pass.
+
+    :param passing: whether a failure is one of those.
+    :param patience: seconds until it is taken not to pass.
+    :raise Exception: what it has failed with, otherwise or in the end.
+    """
     late = reactor.seconds() + patience
     while True:
         try:
             return await action()
-        except ShellError as problem:
-            if not any(word in str(problem) for word in _BUSY) or reactor.seconds() >= late:
+        except Exception as problem:
+            if not passing(problem) or reactor.seconds() >= late:
                 raise
         await deferLater(reactor, _EVERY)
 
