@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,11 +81,14 @@ class Moves:
         return self._loader(self.world(), plan)
 
     def _loader(self, world: World, plan: Plan) -> Callable[[int], Any] | None:
-        state_dir = Path(self._host.settings.state_dir)
-        scratch = state_dir / "movers"
+        scratch = Path(self._host.settings.state_dir) / "movers"
         scratch.mkdir(mode=0o700, exist_ok=True)
-        named = identity(state_dir)
-        return Loading(self._host.reactor, world, self.shell, str(scratch), named).loader(plan)
+        loading = Loading(self._host.reactor, world, self.shell, str(scratch), self._identity)
+        return loading.loader(plan)
+
+    @cached_property
+    def _identity(self) -> str:
+        return identity(Path(self._host.settings.state_dir))
 
     def world(self, sites: Mapping[str, Site] | None = None) -> World:
         """All that a plan is made from; ``sites``: these instead of those that are served."""
@@ -270,7 +274,7 @@ class Moves:
         reach = self._host.settings.nodes.get(node, Reach(node))
         if reach not in self._shells:
             if reach.ssh and not self._sockets:
-                self._sockets = _directory(identity(Path(self._host.settings.state_dir)))
+                self._sockets = _directory(self._identity)
             self._shells[reach] = Shell(self._host.reactor, reach, self._sockets)
         return self._shells[reach]
 

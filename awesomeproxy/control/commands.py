@@ -439,9 +439,7 @@ async def migrations(
 
 
 def _along(plan: Plan) -> list[dict[str, str]]:
-    return [
-        {"name": each.name, "source": each.source, "target": each.target} for each in plan.along
-    ]
+    return [asdict(member) for member in plan.along]
 
 
 @table.command("watch")

@@ -121,8 +121,9 @@ class Shell:
 
     def _warranted(self, argv: Sequence[str]) -> list[str]:
         """The same, if its warrant permits it when it gets there."""
-        late = self.warrant is not None and not self.local
-        return self.command(self.warrant.around(argv) if self.warrant and late else argv)
+        if self.warrant is not None and not self.local:
+            argv = self.warrant.around(argv)
+        return self.command(argv)
 
     async def run(
         self,
@@ -235,7 +236,7 @@ class Gone(ShellError):
 class Stay:
     """A command that answers each line it reads with a line, in turn."""
 
-    def __init__(self, reactor: Any, argv: Sequence[str], says: str, first: bytes) -> None:
+    def __init__(self, reactor: Any, argv: list[str], says: str, first: bytes) -> None:
         self._reactor = reactor
         self._heard: list[bytes] = []  # the pieces of the answer that is being heard
         self._open: list[Deferred[bytes]] = []  # questions, the oldest first
@@ -358,7 +359,7 @@ class _Running(ProcessProtocol):
     def __init__(
         self,
         reactor: Any,
-        argv: Sequence[str],
+        argv: list[str],
         says: str,
         heard: Callable[[bytes], None] = lambda piece: None,
         end_only: bool = False,
