@@ -59,7 +59,6 @@ class BtrfsStage(FilesystemStage):
     def __init__(self, name: str, roots: dict[str, Path]) -> None:
         self.roots = {side: root / name for side, root in roots.items()}
         self.shells: dict[Any, Shell] = {}
-        self.ssh: SshStage | None = None  # what leads to the second one; None: it is here
         self.snapshots = ""  # the setting
         for root in self.roots.values():
             root.mkdir()
@@ -77,16 +76,10 @@ class BtrfsStage(FilesystemStage):
         settings = BtrfsPlace(str(self.path(side)), self.snapshots)
         return Place(side, self.shell(side, slow), settings)
 
-    def shell(self, side: str, slow: bool) -> Shell:
-        """What runs commands on one side."""
-        far = self.ssh is not None and side == TWO
-        if (side, slow, far) not in self.shells:
-            if self.ssh is not None and far:
-                shell = self.ssh.shell()
-            else:
-                shell = (SlowShell if slow else Shell)(reactor, Reach(side))
-            self.shells[side, slow, far] = shell
-        return self.shells[side, slow, far]
+    def make_shell(self, side: str, slow: bool, far: SshStage | None) -> Shell:
+        if slow and far is None:
+            return SlowShell(reactor, Reach(side))
+        return super().make_shell(side, slow, far)
 
     def mover(
         self, migration: int, source: str = ONE, target: str = TWO, slow: bool = False

@@ -11,7 +11,7 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from awesomeproxy.migrate.steps import ORDER
 
 STEPS = tuple(ORDER)
 DONE, UNDONE = "done", "rolled back"
+BLIP = 2.0  # seconds without a network that ssh gets over
 
 
 class Site(Protocol):
@@ -196,6 +197,22 @@ def intact(site: Site, result: Result) -> None:
     assert set(rows.values()) == {1}
     assert acknowledged <= set(rows)
     assert acknowledged <= site.files(site.at)
+
+
+async def pull_cables(site: Site, load: Load, steps: Sequence[str]) -> None:
+    """Move to and fro, without the network for a moment before each of the steps."""
+    for side in ("target", "source"):
+        first, *others = steps
+        moving = Moving(site, first)
+        server = getattr(moving, side)
+        for step in (*others, "none"):
+            await moving.stops()
+            server.cut()
+            moving.go_on(step)
+            await sleep(BLIP)
+            server.cut(off=False)
+        assert await moving.ends() == DONE
+        await load.flows(5)
 
 
 async def a_shop(servers: Servers) -> Shop:

@@ -24,13 +24,13 @@ import pytest
 from daemon_stage import twisted_test
 from mover_stage import ONE, STEPS, TWO, MoverStage
 from mover_trees import odd_tree, picture
-from ssh_stage import descendants
+from ssh_stage import SshStage, descendants
 from stage_waiting import reactor, until
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from awesomeproxy.movers.interface import MoverError
-from awesomeproxy.movers.shell import Shell
+from awesomeproxy.movers.shell import Reach, Shell
 
 MB = 1 << 20
 
@@ -41,6 +41,7 @@ class FilesystemStage(MoverStage):
     bulk = 8 * MB  # bytes that a slow mover takes some seconds to carry
     servers: tuple[int, ...] = ()  # processes of the stage, that do not count as the mover's
     shells: dict[Any, Shell]  # what movers run commands with
+    ssh: SshStage | None = None  # what leads to the second one; None: it is here
 
     @abstractmethod
     def mover(
@@ -54,6 +55,18 @@ class FilesystemStage(MoverStage):
     @abstractmethod
     def path(self, side: str) -> Path:
         """Where the filesystem is, or comes to be, on one side."""
+
+    def shell(self, side: str, slow: bool) -> Shell:
+        """What runs commands on one side, for all movers."""
+        far = self.ssh if side == TWO else None
+        key = (side, slow, far is not None)
+        if key not in self.shells:
+            self.shells[key] = self.make_shell(side, slow, far)
+        return self.shells[key]
+
+    def make_shell(self, side: str, slow: bool, far: SshStage | None) -> Shell:
+        """A new one; ``far`` is what leads there, if it is not here."""
+        return Shell(reactor, Reach(side)) if far is None else far.shell()
 
     async def close(self) -> None:
         """Take it all away again."""

@@ -139,6 +139,22 @@ class SshStage:
         shutil.rmtree(self.control)
 
 
+async def a_shell_here() -> AsyncIterator[Shell]:
+    """One that runs commands on this node."""
+    shell = Shell(reactor, Reach("here"))
+    yield shell
+    await shell.close()
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def descendants(ancestor: int) -> list[int]:
     """The processes that one has started, and that these have started."""
     parents = {pid: _parent(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}

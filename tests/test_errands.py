@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
-from ssh_stage import SshStage, an_ssh_stage
-from stage_waiting import reactor, until
+from ssh_stage import SshStage, a_shell_here, an_ssh_stage
+from stage_waiting import until
 from twisted.internet.defer import Deferred
 
 from awesomeproxy.movers.errands import Errands
-from awesomeproxy.movers.shell import Reach, Shell, ShellError
+from awesomeproxy.movers.shell import Shell, ShellError
 
 ssh = twisted_fixture(an_ssh_stage)
 ODD = "it's \n\t$HOME `*` \u00e9"
 
 
-async def a_shell() -> AsyncIterator[Shell]:
-    """This node."""
-    shell = Shell(reactor, Reach("here"))
-    yield shell
-    await shell.close()
-
-
-here = twisted_fixture(a_shell)
+here = twisted_fixture(a_shell_here)
 
 
 @twisted_test

@@ -11,12 +11,10 @@ from pathlib import Path
 from blog_stage import disks as disks
 from blog_stage import passes
 from daemon_stage import twisted_fixture, twisted_test
-from fault_stage import DONE, UNDONE, Moving, a_blog, sleep, writes
+from fault_stage import DONE, UNDONE, Moving, a_blog, pull_cables, writes
 from servers_stage import Servers, two_servers
 
 servers = twisted_fixture(two_servers)
-
-BLIP = 2.0  # seconds without a network that ssh gets over
 
 
 @twisted_test
@@ -25,18 +23,8 @@ async def test_the_network_fails_for_some_seconds(servers: Servers, disks: Path)
     blog = await a_blog(servers, disks)
     load = writes(blog)
     await load.flows()
-    for side in ("target", "source"):
-        first, *others = ("presync", "sync", "attach", "verify")
-        moving = Moving(blog, first)
-        server = getattr(moving, side)
-        for step in (*others, "none"):
-            await moving.stops()
-            server.cut()
-            moving.go_on(step)
-            await sleep(BLIP)
-            server.cut(off=False)
-        assert await moving.ends() == DONE
-        await load.flows(5)
+    steps = ("presync", "sync", "attach", "verify")
+    await pull_cables(blog, load, steps)
     await passes(blog, load, blog.at)
 
 

@@ -8,14 +8,13 @@ fails, is lost, or there twice.
 from __future__ import annotations
 
 from daemon_stage import twisted_fixture, twisted_test
-from fault_stage import DONE, UNDONE, Moving, a_shop, sleep, writes
+from fault_stage import BLIP, DONE, UNDONE, Moving, a_shop, pull_cables, sleep, writes
 from servers_stage import Servers, two_servers
 from shop_stage import passes
 
 servers = twisted_fixture(two_servers)
 
 WWW, DATABASE = "/srv/www", "/srv"  # disks
-BLIP = 2.0  # seconds without a network that ssh gets over
 
 
 @twisted_test
@@ -24,18 +23,8 @@ async def test_the_network_fails_for_some_seconds_at_every_step(servers: Servers
     shop = await a_shop(servers)
     load = writes(shop)
     await load.flows()
-    for side in ("target", "source"):
-        first, *others = ("presync", "drain", "sync", "attach", "compare", "start", "clean")
-        moving = Moving(shop, first)
-        server = getattr(moving, side)
-        for step in (*others, "none"):
-            await moving.stops()
-            server.cut()
-            moving.go_on(step)
-            await sleep(BLIP)
-            server.cut(off=False)
-        assert await moving.ends() == DONE
-        await load.flows(5)
+    steps = ("presync", "drain", "sync", "attach", "compare", "start", "clean")
+    await pull_cables(shop, load, steps)
     await passes(shop, load, shop.at)
 
 

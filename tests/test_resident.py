@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
-from ssh_stage import SshStage, an_ssh_stage
-from stage_waiting import reactor, until
+from ssh_stage import SshStage, a_shell_here, an_ssh_stage, runs
+from stage_waiting import until
 from twisted.internet.defer import CancelledError, Deferred
 
 from awesomeproxy.movers.resident import Resident
-from awesomeproxy.movers.shell import Reach, Shell, ShellError
+from awesomeproxy.movers.shell import Shell, ShellError
 
 ssh = twisted_fixture(an_ssh_stage)
 PROGRAM = b"""
@@ -32,23 +31,7 @@ def answer_to(act, *words):
 """
 
 
-async def a_shell() -> AsyncIterator[Shell]:
-    """This node."""
-    shell = Shell(reactor, Reach("here"))
-    yield shell
-    await shell.close()
-
-
-here = twisted_fixture(a_shell)
-
-
-def runs(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+here = twisted_fixture(a_shell_here)
 
 
 @twisted_test

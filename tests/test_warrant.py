@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from daemon_stage import twisted_fixture, twisted_test
 from servers_stage import Servers, two_servers
-from ssh_stage import SshStage, an_ssh_stage, descendants
+from ssh_stage import SshStage, an_ssh_stage, descendants, runs
 from stage_waiting import reactor, until
 from twisted.internet.defer import Deferred
 
@@ -62,11 +62,6 @@ async def test_a_question_that_the_network_kept_is_not_answered_once_it_is_undon
     await until(lambda: not any(map(runs, old)), "the end of the old connection")
     assert (tmp_path / "undone").exists()
     assert not (tmp_path / "late").exists()
-
-
-def runs(pid: int) -> bool:
-    """Whether there is such a process."""
-    return Path(f"/proc/{pid}").exists()
 
 
 @twisted_test

@@ -119,7 +119,6 @@ class ZfsStage(FilesystemStage):
         self.datasets = {side: f"{pools[side]}/sites/{side}.test" for side in (ONE, TWO)}
         self.options = ZfsOptions()
         self.shells: dict[Any, Shell] = {}
-        self.ssh: SshStage | None = None  # what leads to the second one; None: it is here
         for name in pools.values():
             zone.run("zfs", "create", f"{name}/sites")
         self.make(ONE)
@@ -136,17 +135,11 @@ class ZfsStage(FilesystemStage):
     def path(self, side: str) -> Path:
         return self.zone.outside(self.inside(side))
 
-    def shell(self, side: str, slow: bool) -> Shell:
-        """What runs commands on one side."""
-        far = self.ssh is not None and side == TWO
-        if (side, slow, far) not in self.shells:
-            if self.ssh is not None and far:
-                shell = ZoneShell(reactor, self.ssh.reach(), self.ssh.control)
-            else:
-                shell = ZoneShell(reactor, Reach(side))
-            shell.zone, shell.slow = self.zone, slow
-            self.shells[side, slow, far] = shell
-        return self.shells[side, slow, far]
+    def make_shell(self, side: str, slow: bool, far: SshStage | None) -> Shell:
+        reach, control = (Reach(side), "") if far is None else (far.reach(), far.control)
+        shell = ZoneShell(reactor, reach, control)
+        shell.zone, shell.slow = self.zone, slow
+        return shell
 
     def place(self, side: str, slow: bool = False) -> Place:
         """The place on one side."""
