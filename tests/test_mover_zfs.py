@@ -191,6 +191,40 @@ async def test_a_target_that_has_gone_its_own_way(stage: ZfsStage, how: str) -> 
     assert stage.takes(ONE)
 
 
+@pytest.mark.parametrize("instead", [(), ("mount", "-t", "tmpfs", "tmpfs")])
+@twisted_test
+async def test_a_source_that_is_not_mounted_is_not_fenced(
+    stage: ZfsStage, instead: tuple[str, ...]
+) -> None:
+    """What is in its place is left alone, and so is it."""
+    path = stage.inside(ONE)
+    await stage.step("presync", 1)
+    stage.zone.run("zfs", "unmount", stage.datasets[ONE])
+    if instead:
+        stage.zone.run(*instead, path)
+    with pytest.raises(MoverError, match=f"is not mounted at {path} any more"):
+        await stage.step("fence", 1)
+    await stage.undo(1)
+    if instead:
+        stage.zone.run("touch", f"{path}/still-open")
+        stage.zone.run("umount", path)
+    stage.zone.run("zfs", "mount", stage.datasets[ONE])
+    assert stage.takes(ONE)
+
+
+@twisted_test
+async def test_a_source_stays_closed_when_its_node_starts_anew(stage: ZfsStage) -> None:
+    """From the last sync on: it may not be written to when the target is in its place."""
+    stage.path(ONE)
+    for step in ("presync", "fence", "sync"):
+        await stage.step(step, 1)
+    stage.zone.run("zfs", "unmount", stage.datasets[ONE])
+    stage.zone.run("zfs", "mount", stage.datasets[ONE])
+    assert not stage.takes(ONE)
+    await stage.undo(1)
+    assert stage.takes(ONE)
+
+
 @twisted_test
 async def test_a_look_that_fails_finds_nothing(stage: ZfsStage) -> None:
     """It is not as if somebody had written: who believes that takes it back."""

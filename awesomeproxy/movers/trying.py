@@ -29,11 +29,12 @@ async def while_busy(reactor: Any, action: Callable[[], Awaitable[T]], patience:
     :param patience: seconds until what is busy is taken to stay so.
     :raise ShellError: it has failed otherwise, or for too long.
     """
-
-    def busy(problem: Exception) -> bool:
-        return isinstance(problem, ShellError) and any(word in str(problem) for word in _BUSY)
-
     return await while_passing(reactor, action, busy, patience)
+
+
+def busy(problem: Exception) -> bool:
+    """Whether a command has failed because somebody uses what it needs."""
+    return isinstance(problem, ShellError) and any(word in str(problem) for word in _BUSY)
 
 
 async def while_passing(

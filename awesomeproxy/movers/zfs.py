@@ -14,8 +14,9 @@ snapshot on both sides; the way back begins there.
 The fence is a remounting read-only, which the kernel refuses as long as anybody, in whichever
 namespace, has a file open for writing; after it nobody can open one.  ``readonly=on`` without
 it leaves those who have a file open free to go on (zfs-fuse), and is what keeps the fence up
-when the node starts anew.  It stays mounted, so that who writes to its path gets an error: in
-an empty directory in its place the writing would go well, and be lost.
+when the node starts anew: it is set while the last of it is sent.  It stays mounted, so that
+who writes to its path gets an error: in an empty directory in its place the writing would go
+well, and be lost.
 
 What a step has begun to do it notes at the filesystem first, as a property of ours, with the
 number of the migration: what undoes a step that was never begun finds no note, and leaves
@@ -28,7 +29,9 @@ import itertools
 import os
 import re
 import shlex
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from zope.interface import implementer
 
@@ -36,7 +39,7 @@ from awesomeproxy.addresses import absolute_path, text_of
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.movers.together import together
-from awesomeproxy.movers.trying import explained
+from awesomeproxy.movers.trying import busy, explained
 from awesomeproxy.movers.users import users
 from awesomeproxy.movers.zfs_dataset import Look
 from awesomeproxy.movers.zfs_pair import OURS, Pair, pending, shared
@@ -82,6 +85,7 @@ class Zfs:
     async def check(self) -> None:
         """See :class:`IMover`."""
         with explained():
+            await together([self._source.ready(), self._target.ready()])
             source = await self._checked_source()
             target = await self._target.look()
             base = await self._pair.base(source, target)
@@ -165,22 +169,24 @@ class Zfs:
 
     async def fence(self) -> None:
         """See :class:`IMover`."""
+        path = self.job.source.settings.path
         with explained():
             # It was mounted when it was checked; something else may be in its place by now.
+            there = self._source.being_mounted(path)
             note = self._source.marking("fenced", str(self.job.migration))
-            await self._close(True, self._source.being_mounted(), note)
+            await self._closing(self._source.fence(path, there, note))
 
-    async def _close(self, mounted: bool, *first: list[str]) -> None:
-        """Let nothing write to the source; run these commands before."""
+    async def _closing(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Let nothing write to the source, or say who keeps it from that."""
         path = self.job.source.settings.path
         try:
-            await self._source.close(path, mounted, *first)
+            await closing
         except ShellError as problem:
-            who = await users(self._source.shell, path, writers=True)
-            why = f"{self._source} cannot be made read-only: {who or problem}"
-            if who:
-                why += f" has files open for writing in {path}; end that, or have it stopped"
-            raise MoverError(why) from None
+            who = await users(self._source.shell, path, writers=True) if busy(problem) else ""
+            because = f"{who} has files open for writing in {path}; end that, or have it stopped"
+            raise MoverError(
+                f"{self._source} cannot be made read-only: {because if who else problem}"
+            ) from None
 
     async def unfence(self) -> None:
         """See :class:`IMover`."""
@@ -198,16 +204,18 @@ class Zfs:
     async def attach(self) -> None:
         """See :class:`IMover`."""
         with explained():
-            source, target = await self._pair.looks()
+            seen = self._pair.seen()
+            source, target = seen or await self._pair.looks()
             path = self.job.target.settings.path
             if target is None or not shared(source, target):
                 raise MoverError(f"nothing has come to {self._target} yet; sync it first")
             first = []
             if not self._noted(target, "attached"):
-                # What has just come is as it came: it could only be read.
-                fresh = target.snapshots[-1].label.startswith(self._pair.mine)
-                closed = not target.mounted and target.properties["readonly"] == "on"
-                await self._pair.base(source, target, safe=fresh and closed)
+                if seen is None:
+                    # What has just come is as it came: it could only be read.
+                    fresh = target.snapshots[-1].label.startswith(self._pair.mine)
+                    closed = not target.mounted and target.properties["readonly"] == "on"
+                    await self._pair.base(source, target, safe=fresh and closed)
                 note = f"{self.job.migration} {target.properties['canmount']}"
                 first.append(self._target.marking("attached", note))
             if not target.mounted:
@@ -256,7 +264,8 @@ class Zfs:
         """See :class:`IMover`."""
         with explained():
             source, target = await self._pair.looks()
-            await self._close(source.mounted)
+            path = self.job.source.settings.path
+            await self._closing(self._source.close(path, source.mounted))
             await self._pair.thin(source, target, others=True)
             await self._source.set_mark("fenced", "")
             await self._target.set_mark("attached", "")

@@ -13,7 +13,7 @@ import re
 from awesomeproxy.movers.interface import Job, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
 from awesomeproxy.movers.together import together
-from awesomeproxy.movers.trying import LONG, while_busy
+from awesomeproxy.movers.trying import LONG, busy, while_busy
 from awesomeproxy.movers.users import users
 from awesomeproxy.movers.zfs_dataset import NO_SUCH_PROPERTY, Dataset, Look, Snapshot
 
@@ -31,6 +31,7 @@ class Pair:
         )
         self.mine = f"awesomeproxy-{job.migration}-"  # how the labels of this migration's begin
         self._carried = ""  # the label of the last snapshot that we have carried
+        self._seen: tuple[Look, Look] | None = None  # what the last round has begun with
 
     async def looks(self) -> tuple[Look, Look | None]:
         """Both as they are now.
@@ -41,6 +42,14 @@ class Pair:
         if source is None:
             raise MoverError(f"{self.source} is gone; see what has become of it")
         return source, target
+
+    def seen(self) -> tuple[Look, Look] | None:
+        """Both as the last round found them, to save a look; told once.
+
+        None, if that is not how they are now: but for the one snapshot more that is on both.
+        """
+        seen, self._seen = self._seen, None
+        return seen
 
     async def base(
         self, source: Look, target: Look | None, *, safe: bool = False
@@ -95,10 +104,9 @@ class Pair:
             await self.target.unmount()
         except ShellError as problem:
             path = self._job.target.settings.path
-            who = await users(self.target.shell, path)
-            raise MoverError(
-                f"{self.target} cannot be unmounted: {who or problem} uses {path}; end that"
-            ) from None
+            who = await users(self.target.shell, path) if busy(problem) else ""
+            why = f"{who} uses {path}; end that" if who else problem
+            raise MoverError(f"{self.target} cannot be unmounted: {why}") from None
 
     async def round(self, progress: Progress, last: bool = False) -> int:
         """Carry what has changed since the last snapshot in common.
@@ -123,13 +131,21 @@ class Pair:
         begin = ["-i", f"@{base.label}"] if base else []
         over = [] if base else ["-F"]
         compressed = ["-c"] if self._job.options.compressed else []
-        size = await self._stream(
-            [*compressed, *begin, f"{self.source.name}@{label}"], over, progress
-        )
-        self._carried = label
-        if not last:
+        stream = self._stream([*compressed, *begin, f"{self.source.name}@{label}"], over, progress)
+        if last:
+            # The fence is up; this is for when the node starts anew, and takes a while.
+            size, _ = await together([stream, self._keep_closed()])
+            if target is not None and not target.mounted and target.properties["readonly"] == "on":
+                self._seen = source, target
+        else:
+            size = await stream
             await self.thin(*await self.looks())
+        self._carried = label
         return size
+
+    async def _keep_closed(self) -> int:
+        await self.source.set("readonly", "on")
+        return 0
 
     async def last(self) -> str:
         """The label of this migration's last snapshot, which both have.
