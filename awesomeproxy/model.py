@@ -419,6 +419,7 @@ class Report:
     in_flight: int
     connections: int
     held: int
+    closed: int = 0  # requests and tunnels that were cut, since the hold began
 
 
 @dataclass(frozen=True, slots=True)

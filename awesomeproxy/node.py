@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +29,15 @@ from twisted.python.failure import Failure
 
 from awesomeproxy import company, config
 from awesomeproxy.acme.keeper import Keeper
+from awesomeproxy.answering import Answering
 from awesomeproxy.certifying import Certifying
 from awesomeproxy.checking import unverified
+from awesomeproxy.cluster.alone import Alone
+from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.files import RESERVED, affordable, open_files
 from awesomeproxy.happenings import Happenings
+from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.recovery import recover
 from awesomeproxy.model import (
@@ -94,11 +98,14 @@ class Node:
         self.added: dict[str, dict[str, Any]] = {}  # tables of what was added by command
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
+        self.answering = Answering(self)
         self._on_change: Happenings[str] = Happenings(reactor)
         self.watching = Watching(self._everything)
         self._control: IListeningPort | None = None
         self._definitions = DeferredLock()
-        self.pauses = Pauses(self, settings.name)
+        self.cluster: ICluster = Alone(self, settings.name)
+        self.answering.begin()
+        self.pauses = Pauses(self)
         self.moves = Moves(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
@@ -449,9 +456,30 @@ class Node:
         """Have those look who wait for a change of a site."""
         self._on_change.fire(name)
 
-    def cut(self, name: str) -> int:
-        """Break off what is in flight for a site; return how many requests that were."""
-        return self.plane.cut(name)
+    def cut(self, name: str) -> Deferred[int]:
+        """Break off what is in flight for a site on all nodes; fires with how much that was."""
+        return Deferred.fromCoroutine(self.answering.cut_everywhere(name))
+
+    def counted(self, names: Sequence[str]) -> Deferred[Counted]:
+        """What has become of the requests of sites and databases, on each node."""
+        return Deferred.fromCoroutine(self.answering.counted(names))
+
+    def ambiguous(self, name: str) -> Deferred[int]:
+        """How many requests may have been carried out, though they were cut, on all nodes."""
+        counted = self.counted([name])
+        return counted.addCallback(
+            lambda nodes: sum(
+                counters.ambiguous for sites in nodes.values() for counters, _ in sites.values()
+            )
+        )
+
+    def elsewhere(self, name: str) -> str:
+        """Which migration another node has, that has to do with it; empty: none."""
+        return ""
+
+    def stop_here(self, site: str, reason: str) -> Deferred[str]:
+        """Call off a migration of this node; see :meth:`stop_migration`."""
+        raise NotImplementedError
 
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers past the gate; fails unless one of them is well."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plane_stage import twisted_test
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from awesomeproxy.cluster.alone import Alone
+from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.model import Generation, Mode, Observed, Outcome, Placement, Receipt
 from awesomeproxy.pausing import Pauses, Then
@@ -40,7 +42,8 @@ class Node:
 
     def __post_init__(self) -> None:
         self.changes: Happenings[str] = Happenings(self.reactor)
-        self.pauses = Pauses(self, "node1")
+        self.cluster: ICluster = Alone(self, "node1")
+        self.pauses = Pauses(self)
 
     def placement(self, name: str) -> Placement:
         return self.placed
@@ -54,14 +57,20 @@ class Node:
         now = self.placed
         return Observed(name, now.generation, now.backend, now.mode)
 
-    def changed(self, name: str, timeout: float) -> Deferred[Outcome]:
+    def changed(self, name: str, timeout: float | None) -> Deferred[Outcome]:
         return self.changes.wait(name, timeout)
 
     def tell_changed(self, name: str) -> None:
         self.changes.fire(name)
 
-    def cut(self, site: str) -> int:
-        return 0
+    def elsewhere(self, name: str) -> str:
+        return ""
+
+    def cut(self, site: str) -> Deferred[int]:
+        return succeed(0)
+
+    def ambiguous(self, site: str) -> Deferred[int]:
+        return succeed(0)
 
     def pause(self, expires: float | None, then: Then) -> Deferred[Receipt]:
         return Deferred.fromCoroutine(

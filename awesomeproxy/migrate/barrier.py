@@ -15,11 +15,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from awesomeproxy import rollcall
+from awesomeproxy.cluster.interface import Roll
 from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import is_own_hold
 from awesomeproxy.model import Mode, Placement
-from awesomeproxy.registry.interface import Entry, RegistryError
+from awesomeproxy.registry.interface import Entry, RegistryError, Unreachable
 
 log = Logger()
 
@@ -106,9 +108,28 @@ class Barrier:
     async def _until_drained(
         self, members: Sequence[Member], wait: Callable[[Deferred[Any]], Any]
     ) -> None:
-        for member in members:
-            while member.has_gate and not self._drained(member):
-                await wait(self._host.changed(member.name))
+        """Wait until all nodes have drained those of ``members`` that have a gate."""
+        host, gated = self._host, [member.name for member in members if member.has_gate]
+        while gated:
+            held = [self._still(name) for name in gated]
+            waited = next((each.site for each in held if not self._drained(each)), gated[0])
+            # Before it is asked, or what is heard meanwhile would be missed.
+            news = host.changed(waited, None if host.cluster.alone else rollcall.LOOK_EVERY)
+            try:
+                if all(map(self._drained, held)):
+                    roll = await wait(Deferred.fromCoroutine(self._roll(held)))
+                    if roll.complete:
+                        return
+                await wait(news)
+            finally:
+                news.cancel()
+
+    async def _roll(self, held: Sequence[Placement]) -> Roll:
+        try:
+            return await rollcall.call(self._host.cluster, held)
+        except Unreachable as problem:  # for now
+            log.warn("{site}: {why}", site=self._plan.main.name, why=problem)
+            return Roll({}, firm=False)
 
     def cut(self) -> None:
         """Break off whatever is in flight."""
@@ -263,11 +284,15 @@ class Barrier:
             expires=before.expires if paused else None,
         )
 
-    def _drained(self, member: Member) -> bool:
-        stored, hold = self._host.placement(member.name), self._ours[member.name]
+    def _still(self, name: str) -> Placement:
+        """The hold that was placed, if it still is what counts."""
+        stored, hold = self._host.placement(name), self._ours[name]
         if stored.generation != hold.generation:
-            raise Overtaken(f"{member.name} was changed by {stored.by!r} meanwhile")
-        observed = self._host.observed(member.name)
+            raise Overtaken(f"{name} was changed by {stored.by!r} meanwhile")
+        return hold
+
+    def _drained(self, hold: Placement) -> bool:
+        observed = self._host.observed(hold.site)
         return observed.drained and observed.generation >= hold.generation
 
     def _split(self, placements: dict[str, Placement]) -> tuple[Placement, list[Placement]]:

@@ -196,6 +196,7 @@ class Migration:
         :raise Conflict, Busy: somebody else was first; nothing was begun.
         :raise LeftUnfinished: the daemon stops.
         """
+        self._account.begin()
         try:
             if self._left is not None:
                 return await self._resume(self._left)
@@ -362,7 +363,7 @@ class Migration:
         if self._carriage is not None:
             await self._tidy(self._carriage.clean)
         await self._enter("")
-        ledger = self._ledger("done", "")
+        ledger = await self._ledger("done", "")
         await self._write_end("done", last, "", ledger)
         return ledger
 
@@ -390,7 +391,7 @@ class Migration:
         step = self.step
         if self._barrier.entry is None:
             self._begin("")
-            raise RolledBack(reason, step, self._ledger("rolled back", reason))
+            raise RolledBack(reason, step, await self._ledger("rolled back", reason))
         self._begin("roll back")
         self._host.dismiss(self.plan)
         if self._carriage is not None:
@@ -414,7 +415,7 @@ class Migration:
                 await self._hook("after", "abandon")
         await self._hook("after", "roll back")
         self._begin("")
-        ledger = self._ledger("rolled back", reason)
+        ledger = await self._ledger("rolled back", reason)
         await self._write_end("rolled back", last, reason, ledger)
         raise RolledBack(reason, step, ledger)
 
@@ -600,8 +601,8 @@ class Migration:
 
         return tell
 
-    def _ledger(self, outcome: Literal["done", "rolled back"], reason: str) -> Ledger:
-        return self._account.ledger(
+    async def _ledger(self, outcome: Literal["done", "rolled back"], reason: str) -> Ledger:
+        return await self._account.ledger(
             outcome,
             reason,
             pause=self._pause,

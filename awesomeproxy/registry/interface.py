@@ -112,6 +112,18 @@ class NotAllowed(RegistryError):
     """A change that cannot follow what is recorded, such as a commit after a rollback."""
 
 
+class Superseded(NotAllowed):
+    """Another node has taken the migration over."""
+
+
+class Unreachable(RegistryError):
+    """The registry cannot be reached; nothing was changed."""
+
+
+class Doubtful(RegistryError):
+    """The registry was lost while it was asked: it may have been changed, or not."""
+
+
 class IRegistry(Interface):
     """Where every site is placed, which sites were added, and what migrations did."""
 
