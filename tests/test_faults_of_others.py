@@ -22,6 +22,8 @@ from daemon_stage import (
 )
 from twisted.internet.task import deferLater
 
+from awesomeproxy.proxy.health import AGENT
+
 stage = twisted_fixture(a_stage)
 
 TIGHT = 'drain = { time = "300ms", tunnels = "100ms" }'
@@ -346,7 +348,8 @@ async def test_others_answer_health_checks_themselves_while_paused(stage: Stage)
     one.asked.clear()
     check = daemon.fetch("/health")
     await daemon.until_site(held=1)
-    assert one.asked == []
+    # One of the proxy's own may have been broken off, and read by the server only now.
+    assert [each for each in one.asked if each.headers.get("user-agent") != AGENT.decode()] == []
     one.healthy = False
     await daemon.ask("resume", site="blog")
     assert (await check).status == 503
