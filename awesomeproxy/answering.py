@@ -78,11 +78,11 @@ class Answering:
         idle = not (seen.in_flight or seen.held or seen.tunnels or seen.connections)
         if not always and idle and seen.state == "open" and not behind and not seen.trouble:
             return None
-        return {**_plain(seen), "servers": {key: dict(each) for key, each in seen.servers.items()}}
+        return {**plain(seen), "servers": {key: dict(each) for key, each in seen.servers.items()}}
 
     def observed(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """What is in flight for some."""
-        return [_plain(seen) for seen in self._seen(names)]
+        return [plain(seen) for seen in self._seen(names)]
 
     def counters(self, names: Sequence[str]) -> dict[str, Any]:
         """What has become of the requests of some, since this node was started."""
@@ -119,7 +119,8 @@ def _counts(longest_wait: float, **counters: int) -> tuple[Counters, float]:
     return Counters(**counters), longest_wait
 
 
-def _plain(seen: Observed) -> dict[str, Any]:
+def plain(seen: Observed) -> dict[str, Any]:
+    """What was observed, as plain JSON values."""
     return {
         "site": seen.site,
         "generation": seen.generation,

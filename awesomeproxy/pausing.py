@@ -27,7 +27,14 @@ from awesomeproxy import rollcall
 from awesomeproxy.cluster.interface import ICluster, Roll
 from awesomeproxy.happenings import Once
 from awesomeproxy.model import Generation, Mode, Observed, Outcome, Placement, Receipt
-from awesomeproxy.registry.interface import Conflict, IRegistry, RegistryError, Unreachable
+from awesomeproxy.registry.interface import (
+    Conflict,
+    Doubtful,
+    IRegistry,
+    RegistryError,
+    Unreachable,
+)
+from awesomeproxy.undoing import Undoing
 
 log = Logger()
 
@@ -105,6 +112,7 @@ class Pauses:
         self._turn = DeferredLock()
         self._under_way: dict[str, UnderWay] = {}
         self._expiries: dict[str, IDelayedCall] = {}
+        self._undoing = Undoing(host)
 
     def under_way(self, name: str) -> bool:
         """Whether a pause of the site waits for its drain."""
@@ -195,14 +203,21 @@ class Pauses:
         try:
             seen = self._host.placement(name)
             if seen.mode is Mode.HOLDING and (seen.expires, seen.then) == (expires, then):
+                self._undoing.forget(name)
                 return seen
             wanted = replace(seen, mode=Mode.HOLDING, by=by, expires=expires, then=then)
-            return await self._place(wanted, seen)
+            try:
+                return await self._place(wanted, seen)
+            except Doubtful:
+                undone = replace(seen, by=f"{by} (undone)")
+                self._undoing.later(seen, undone, wanted)
+                raise
         finally:
             self._turn.release()
 
     async def _place(self, wanted: Placement, seen: Placement) -> Placement:
         placed = await self._host.registry.place(wanted, seen.generation)
+        self._undoing.forget(wanted.site)  # whatever that was, it is not there any more
         self._host.adopt(placed)
         return placed
 
@@ -220,7 +235,7 @@ class Pauses:
             news = host.changed(name, rollcall.patience(host.cluster, left))
             try:
                 if left <= 0 or _drained_at(host.observed(name), stored):
-                    roll = await self._roll(stored)
+                    roll = host.elsewhere(name) or await self._roll(stored)
                     if self._still(hold, pauses) != stored:
                         continue
                     if isinstance(roll, Roll) and roll.complete:
@@ -252,8 +267,8 @@ class Pauses:
             raise _Stuck("the site was removed meanwhile") from None
         if (stored.mode, stored.backend) != (hold.mode, hold.backend):
             raise Overtaken(stored)
-        if why := pauses.called_off or self._host.elsewhere(name):
-            raise _Stuck(why)
+        if pauses.called_off:
+            raise _Stuck(pauses.called_off)
         return stored
 
     async def _undo(self, name: str, pauses: UnderWay, by: str) -> str:
@@ -273,13 +288,15 @@ class Pauses:
                     expires=before.expires,
                     then=before.then,
                 )
-                await self._place(after, seen)
+                try:
+                    await self._place(after, seen)
+                except Conflict as conflict:
+                    raise Overtaken(conflict.stored or pauses.before) from None
+                except RegistryError as problem:
+                    self._undoing.later(seen, after)
+                    return f"but that is not undone yet, the site is still held: {problem}"
             held = before.mode is Mode.HOLDING
             return "the site is held, as it was before" if held else "the pause was undone"
-        except Conflict as conflict:
-            raise Overtaken(conflict.stored or pauses.before) from None
-        except RegistryError as problem:
-            return f"and the pause cannot be undone, the site is still held: {problem}"
         finally:
             self._turn.release()
 
@@ -303,6 +320,7 @@ class Pauses:
 
     def forget_expiries(self) -> None:
         """No hold ends by itself any more; the next daemon will see to it."""
+        self._undoing.stop()
         for name in list(self._expiries):
             self.forget_expiry(name)
 

@@ -38,6 +38,7 @@ from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin, RequestIds
 from awesomeproxy.proxy.interfaces import IServerLink, IVisitor
 from awesomeproxy.proxy.livedatabase import DatabaseFactory, LiveDatabase
+from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.proxy.rarely import Rarely
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.router import Router
@@ -61,6 +62,7 @@ class Plane:
         max_sockets: int = 1 << 30,
         max_held: int = 50_000,
         max_held_bytes: int = 1024 * 1024 * 1024,
+        permit: Permit | None = None,
         certificates: Certificates | None = None,
         clock: IReactorTime | None = None,
         on_change: Callable[[str], None] = lambda site: None,
@@ -70,17 +72,19 @@ class Plane:
         :param max_connections: of clients.
         :param max_sockets: of clients and to servers, together.
         :param max_held: requests held, all sites together; ``max_held_bytes`` likewise.
+        :param permit: for how long anything may be served; None: for ever.
         :param certificates: for listeners with TLS.
         :param clock: for deadlines, instead of one that cannot be set back.
         :raise OSError: the access log cannot be opened.
         """
         self.reactor = reactor
         self.certificates = certificates
-        self.eager = eager(reactor)
+        self.permit = permit or Permit()
+        self.eager = eager(reactor, self.permit)
         self.clock = clock or SteadyClock(reactor)
         self.seconds: Callable[[], float] = self.clock.seconds
         self.sweep = Sweep(self.clock)
-        self.held = HeldTotal(max_held, max_held_bytes)
+        self.held = HeldTotal(max_held, max_held_bytes, self.permit)
         self.max_connections = max_connections
         self.max_sockets = max_sockets
         self.access_log = AccessLog(reactor, access_log)
@@ -192,6 +196,13 @@ class Plane:
             live.former = None
         elif name in self._removed_databases and self._removed_databases[name].drained:
             del self._removed_databases[name]
+
+    def resume(self) -> None:
+        """The permit was renewed after it had lapsed: serve again."""
+        self.eager.resume()
+        every: list[LiveSite | LiveDatabase] = [*self.sites.values(), *self.databases.values()]
+        for live in every:
+            live.gate.resume()
 
     # Listening
 

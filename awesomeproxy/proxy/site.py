@@ -396,8 +396,8 @@ class LiveSite:
             self.reachable()
 
     def quiet(self, backend: LiveBackend) -> bool:
-        """Whether nothing may be sent to ``backend``: the site is held there."""
-        return self.gate.holding and backend is self.backend
+        """Whether nothing may be sent to ``backend``: the site is held there, or all are."""
+        return self.plane.permit.lapsed or (self.gate.holding and backend is self.backend)
 
     def _stop_probe(self) -> None:
         if self._probe is not None:
