@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from awesomeproxy import __version__
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.migrate.host import Counted
+from awesomeproxy.migrating import Migrating
 from awesomeproxy.model import DATABASE, Counters, Database, Observed, Placement, Settings, Site
 from awesomeproxy.proxy.plane import Plane
 
@@ -32,8 +33,9 @@ class Host(Protocol):
     def observed(self, name: str) -> Observed:
         """What the workers report of it; KeyError if it is not served."""
 
-    def stop_here(self, site: str, reason: str) -> Deferred[str]:
-        """Call off a migration of this node's; see :meth:`Node.stop_migration`."""
+    @property
+    def migrating(self) -> Migrating:
+        """Its migrations."""
 
 
 class Answering:
@@ -49,7 +51,7 @@ class Answering:
         cluster.answers("observed", self.observed)
         cluster.answers("counters", self.counters)
         cluster.answers("cut", self.cut)
-        cluster.answers("stop", self._host.stop_here)
+        cluster.answers("stop", self.stop)
 
     # Answers
 
@@ -94,6 +96,10 @@ class Answering:
     def cut(self, name: str) -> int:
         """Break off what is in flight; answer with how much that was."""
         return self._host.plane.cut(name)
+
+    def stop(self, site: str, reason: str) -> Deferred[dict[str, str]]:
+        """Call off a migration; see :meth:`Migrating.stop_here`."""
+        return Deferred.fromCoroutine(self._host.migrating.stop_here(site, reason))
 
     def _seen(self, names: Sequence[str]) -> list[Observed]:
         plane = self._host.plane

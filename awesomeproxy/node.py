@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,20 @@ from awesomeproxy.checking import unverified
 from awesomeproxy.cluster.alone import Alone
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.composing import compose, misplaced
+from awesomeproxy.defining import define_all
 from awesomeproxy.files import RESERVED, affordable, open_files
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.recovery import recover
+from awesomeproxy.migrating import InTheWay, Migrating, NotMigrating
 from awesomeproxy.model import (
     DATABASE,
     FILESYSTEM,
     Database,
     Desired,
     DesiredDatabase,
+    Ledger,
     Mode,
     Observed,
     Outcome,
@@ -107,6 +110,8 @@ class Node:
         self.answering.begin()
         self.pauses = Pauses(self)
         self.moves = Moves(self)
+        self.others: dict[int, Entry] = {}  # migrations of other nodes that have not ended
+        self.migrating = Migrating(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
         self._rousing: set[Deferred[None]] = set()
@@ -475,11 +480,49 @@ class Node:
 
     def elsewhere(self, name: str) -> str:
         """Which migration another node has, that has to do with it; empty: none."""
-        return ""
+        return self.migrating.elsewhere(name)
 
-    def stop_here(self, site: str, reason: str) -> Deferred[str]:
-        """Call off a migration of this node; see :meth:`stop_migration`."""
-        raise NotImplementedError
+    def owner_of(self, name: str) -> str | None:
+        """The node that migrates it now; None: nobody does."""
+        return self.migrating.owner_of(name)
+
+    def answer_status(self, site: str | None = None) -> dict[str, Any]:
+        """What this node has to tell of itself, and of its sites and databases.
+
+        :param site: only this one, called as its placement is; None: all that are not idle,
+            open, well and up to date.
+        """
+        return self.answering.status(site)
+
+    async def migrate(
+        self,
+        site: str,
+        to: str,
+        *,
+        databases: Mapping[str, str],
+        max_pause: float,
+        force: bool,
+        by: str,
+        progress: Callable[..., None],
+    ) -> Ledger:
+        """Move a site or a database; see :meth:`.migrating.Migrating.migrate`."""
+        return await self.migrating.migrate(
+            site,
+            to,
+            databases=databases,
+            max_pause=max_pause,
+            force=force,
+            by=by,
+            progress=progress,
+        )
+
+    async def stop_migration(self, site: str, reason: str) -> str:
+        """Call off a migration wherever it runs; see :meth:`.migrating.Migrating.stop`."""
+        return await self.migrating.stop(site, reason)
+
+    async def define_all(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+        """Define many sites at once; see :func:`.defining.define_all`."""
+        return await define_all(self, tables)
 
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers past the gate; fails unless one of them is well."""
@@ -521,6 +564,9 @@ class Node:
         if migration is not None:
             migration.stop(f"the site was resumed by {by!r}")
             await migration.ended.wait()
+        elif self.elsewhere(name):
+            with suppress(InTheWay, NotMigrating):  # then it has come to its end, or will not
+                await self.stop_migration(name, f"the site was resumed by {by!r}")
         if name.startswith(DATABASE):
             return await company.resume(self, name)
         return await self.pauses.resume(name, by)
@@ -565,7 +611,8 @@ class Node:
 
     def moving(self, name: str) -> bool:
         """Whether a migration has to do with it, one that cannot be taken up among them."""
-        return self.moves.of(name) is not None or name in self.moves.stuck
+        here = self.moves.of(name) is not None or name in self.moves.stuck
+        return here or self.migrating.entry_of(name) is not None
 
     def moved(self, plan: Plan) -> None:
         """A migration has ended, one way or the other."""

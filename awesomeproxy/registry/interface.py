@@ -66,6 +66,8 @@ class Entry:
     ledger: dict[str, Any] | None = None  # JSON values, once it is finished
     began: float = 0.0  # unix time, for people; nothing is ordered by it
     along: tuple[Companion, ...] = ()
+    owner: str = ""  # the node that carries it out, of a cluster ...
+    life: int = 0  # ... and its membership then
 
     @property
     def unfinished(self) -> bool:
