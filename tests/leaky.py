@@ -24,5 +24,5 @@ def _leak(gate: Gate) -> bool:
 
 
 if __name__ == "__main__":
-    Gate.enter = _leak  # type: ignore[method-assign]
+    Gate.enter = _leak  # type: ignore[assignment, method-assign]
     run()  # type: ignore[no-untyped-call]
