@@ -270,13 +270,25 @@ class Moves:
     # Nodes
 
     def shell(self, node: str) -> Shell:
-        """What runs commands on a node; one that has no table is this one."""
-        reach = self._host.settings.nodes.get(node, Reach(node))
+        """What runs commands on a node; one that has no table is this one.
+
+        So is the one that is called as this one is, whatever its table says: all nodes of a
+        cluster may have the same file.
+        """
+        settings = self._host.settings
+        reach = settings.nodes.get(node, Reach(node))
+        if settings.cluster is not None and node == settings.name:
+            reach = Reach(node)
         if reach not in self._shells:
             if reach.ssh and not self._sockets:
                 self._sockets = _directory(self._identity)
             self._shells[reach] = Shell(self._host.reactor, reach, self._sockets)
         return self._shells[reach]
+
+    def lapse(self, reason: str) -> None:
+        """Roll back what can be rolled back: another node may take it over."""
+        for migration in self._all():
+            migration.stop(reason)
 
     async def stop(self, reason: str) -> None:
         """Roll back what runs and let go of all nodes."""

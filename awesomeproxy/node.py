@@ -37,9 +37,11 @@ from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.defining import define_all
 from awesomeproxy.files import RESERVED, affordable, open_files
+from awesomeproxy.following import Change, Following
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
+from awesomeproxy.migrate.planning import read
 from awesomeproxy.migrate.recovery import recover
 from awesomeproxy.migrating import InTheWay, Migrating, NotMigrating
 from awesomeproxy.model import (
@@ -48,6 +50,7 @@ from awesomeproxy.model import (
     Database,
     Desired,
     DesiredDatabase,
+    Generation,
     Ledger,
     Mode,
     Observed,
@@ -60,11 +63,12 @@ from awesomeproxy.movers.shell import Shell
 from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
 from awesomeproxy.proxy.health import Unwell, check, connect
+from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.reloading import differences, unchanged_kept
-from awesomeproxy.residence import Residence
+from awesomeproxy.residence import MOUNTED_ON, Residence
 from awesomeproxy.watching import Watching
 
 log = Logger()
@@ -102,6 +106,11 @@ class Node:
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
         self.answering = Answering(self)
+        self.permit = Permit()
+        self.following: Following | None = None
+        self.misfits: dict[str, str] = {}  # sites whose definitions do not fit here, and why
+        self.withheld = ""  # why everything is held
+        self._reported: dict[str, Generation] = {}  # what the others were told is drained
         self._on_change: Happenings[str] = Happenings(reactor)
         self.watching = Watching(self._everything)
         self._control: IListeningPort | None = None
@@ -168,7 +177,9 @@ class Node:
             max_sockets=open_files() - RESERVED,
             max_held=settings.max_held,
             max_held_bytes=settings.max_held_bytes,
+            permit=self.permit,
             certificates=self.certifying.certificates,
+            now=self.cluster.now,
             on_change=self._changed,
         )
         self.keeper = Keeper(
@@ -393,29 +404,40 @@ class Node:
         """Where a site is placed."""
         return self.placements[name]
 
-    def adopt(self, placement: Placement) -> None:
-        """Make the workers converge to ``placement``; an older one than known is ignored."""
+    def adopt(self, placement: Placement, *, heard: bool = False) -> None:
+        """Make the workers converge to ``placement``; an older one than known is ignored.
+
+        :param heard: the registry says so, of a change that another node may have made; what
+            is not newer than known is ignored, and what only one has to do is not done.
+        """
         name = placement.site
         known = self.placements.get(name)
-        if known is not None and known.generation > placement.generation:
+        if known is not None and known.generation + heard > placement.generation:
             return
+        if heard and placement.by.startswith(MOUNTED_ON):
+            self.residence.doubt(name)
         self.placements[name] = placement
         if name.startswith(FILESYSTEM):
             self.residence.placed(name.removeprefix(FILESYSTEM))
         elif name.startswith(DATABASE):
             database = self.databases.get(name.removeprefix(DATABASE))
             if database is None:
+                self._report(name)
                 return
             admits = self._admitted.get(name, frozenset())
-            absent = self.residence.absent(database, placement)
+            absent = self._absent(database, placement)
             self.plane.apply_database(DesiredDatabase(database, placement, admits, absent))
             self._watch_expiry(placement)
-            if known is not None and (known.mode, placement.mode) == (Mode.HOLDING, Mode.OPEN):
+            opened = known is not None and (known.mode, placement.mode) == (Mode.HOLDING, Mode.OPEN)
+            if opened and not heard:
                 self._rouse(name)
         elif name in self.sites:
             self._apply(self.sites[name], placement)
         else:
+            self._report(name)
             return
+        if heard:
+            self.residence.prove(name)
         event = {"backend": placement.backend, "mode": placement.mode.value}
         if known is None or event != {"backend": known.backend, "mode": known.mode.value}:
             self.emit(
@@ -440,8 +462,13 @@ class Node:
             rousing.addBoth(roused)
 
     def _apply(self, site: Site, placement: Placement) -> None:
-        self.plane.apply(Desired(site, placement, self.residence.absent(site, placement)))
+        self.plane.apply(Desired(site, placement, self._absent(site, placement)))
         self._watch_expiry(placement)
+
+    def _absent(self, definition: Site | Database, placement: Placement) -> str:
+        """Why it is held here, whatever its placement says; empty: it is not."""
+        misfit = self.misfits.get(placement.site, "")
+        return misfit or self.withheld or self.residence.absent(definition, placement)
 
     def observed(self, name: str) -> Observed:
         """What the workers report of a site.
@@ -635,6 +662,76 @@ class Node:
         else:
             self.pauses.watch_expiry(placement)
 
+    # The cluster
+
+    def adopt_all(self, change: Change) -> None:
+        """Take over what has changed in the registry, by whomever."""
+        if self.following is not None:
+            self.following.take_over(change)
+
+    def moved_elsewhere(self, entry: Entry) -> None:
+        """A migration of another node has ended, one way or the other."""
+        self.moved(read(entry))
+
+    def withhold(self, why: str) -> None:
+        """Hold everything, whatever the registry says; empty: no more."""
+        if why == self.withheld:
+            return
+        self.withheld = why
+        if why:
+            log.error("everything is held: {why}", why=why)
+        else:
+            log.info("nothing is held any more for want of the registry")
+        for name in (*self.sites, *(DATABASE + name for name in self.databases)):
+            self.adopt(self.placements[name])
+
+    def cut_all(self) -> int:
+        """Break off all that is in flight here; return how much that was."""
+        names = (*self.sites, *(DATABASE + name for name in self.databases))
+        return sum(self.plane.cut(name) for name in names)
+
+    def resume_serving(self) -> None:
+        """The permit was renewed after it had lapsed."""
+        self.plane.resume()
+
+    def held(self) -> list[Observed]:
+        """All that is to be held and is drained here, for the others to know."""
+        return [
+            observed
+            for placement in self.placements.values()
+            if (observed := self._drained(placement)) is not None
+        ]
+
+    def _drained(self, placement: Placement) -> Observed | None:
+        """What there is to report of a hold; None: there is no hold, or it is not drained."""
+        name = placement.site
+        if placement.mode is not Mode.HOLDING or name.startswith(FILESYSTEM):
+            return None
+        observed = self.plane.observed(name)
+        if observed is None:  # it is not served here
+            return None if self.plane.is_leaving(name) else _none_of(placement)
+        ready = observed.drained and observed.generation == placement.generation
+        return observed if ready else None
+
+    def take_up(self, entries: Sequence[Entry]) -> None:
+        """Take migrations of another node, which are this one's now, to their ends."""
+        for entry in entries:
+            self.others.pop(entry.id, None)
+        self.moves.take_up(entries)
+
+    def lapse(self) -> None:
+        """Nobody may be sure any more that this node is there: stop what it moves."""
+        self.moves.lapse("the registry cannot be reached")
+
+    def heard_of(self, what: str, name: str) -> None:
+        """Something has happened in the cluster; see :meth:`ICluster.subscribe`."""
+        if what == "drained":
+            self.tell_changed(name)
+        elif what == "member":
+            states = {each.name: each.state for each in self.cluster.members()}
+            self.emit(event="node", node=name, state=states.get(name, "removed"))
+            self.residence.look_after(name)
+
     # Watching
 
     def emit(self, **event: Any) -> None:
@@ -646,11 +743,28 @@ class Node:
         return [self.observed(name) for name in names]
 
     def _changed(self, name: str) -> None:
+        self._report(name)
         self._on_change.fire(name)
         if self.watching and (observed := self.plane.observed(name)) is not None:
             self.watching.look(observed)
+
+    def _report(self, name: str) -> None:
+        """Tell the others that a hold is drained here, once it is."""
+        placement = self.placements.get(name)
+        if self.cluster.alone or placement is None:
+            return
+        if (observed := self._drained(placement)) is None:
+            self._reported.pop(name, None)
+        elif self._reported.get(name) != placement.generation:
+            self._reported[name] = placement.generation
+            self.cluster.report(observed, {})
 
     @property
     def pid(self) -> int:
         """Of this process."""
         return os.getpid()
+
+
+def _none_of(placement: Placement) -> Observed:
+    """What is reported of something held that is not served here: that nothing is in flight."""
+    return Observed(placement.site, placement.generation, placement.backend, placement.mode)

@@ -50,6 +50,7 @@ log = Logger()
 LOOK_EVERY = 0.2  # seconds between looks at another node's mount table
 PROVE_EVERY = 0.5  # seconds between questions whether a site's servers are well
 MOUNT_IN = 30.0  # seconds in which something has to be mounted that was attached
+MOUNTED_ON = "mounted on "  # who has placed something where its filesystem is
 TRY_AGAIN = 1.0  # seconds between tries to record what was seen
 
 
@@ -216,6 +217,19 @@ class Residence:
             )
         return found
 
+    def doubt(self, lodger: str) -> None:
+        """Another node has placed it where its filesystem is: this one has not looked yet."""
+        if self._running:
+            self._doubted.add(lodger)
+
+    def prove(self, lodger: str) -> None:
+        """Look, if that is to be done: it is held here until one of its servers is well."""
+        if lodger in self._doubted:
+            self._prove(lodger)
+
+    def look_after(self, node: str) -> None:
+        """A node is there, or is not any more: see what has become of what was mounted there."""
+
     # What is told
 
     async def mounted(self, name: str, node: str) -> Placement:
@@ -365,7 +379,7 @@ class Residence:
                 log.error("{site}: has no backend on {node}", site=lodger, node=node)
                 continue
             seen = self._host.placement(lodger)
-            wanted = replace(seen, backend=choices[0], by=f"mounted on {node}")
+            wanted = replace(seen, backend=choices[0], by=MOUNTED_ON + node)
             try:
                 placed = await self._host.registry.place(wanted, seen.generation)
             except RegistryError as problem:  # the others can go on all the same

@@ -335,7 +335,8 @@ async def _crashed(registry: IRegistry, before: Placement, committed: bool) -> P
     entry = await registry.begin("blog", "one", "two", hold, seen.generation)
     await registry.step(entry.id, "commit" if committed else "drain")
     if committed:
-        return await registry.commit(entry.id, replace(hold, backend="two"), entry.generation)
+        moved = replace(hold, backend="two")
+        return (await registry.commit(entry.id, moved, entry.generation))[hold.site]
     return replace(hold, generation=entry.generation)
 
 

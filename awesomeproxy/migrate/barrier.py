@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -72,18 +72,31 @@ class Barrier:
     async def hold(self) -> None:
         """Hold all sites; databases and filesystems follow when those are drained.
 
+        What is recorded takes effect on other nodes at once: if there are any, databases are
+        recorded to be held only then.
+
         :raise Conflict, Busy: somebody else was first.
         """
         before = self.stored()
-        holds = {name: self._held(placement) for name, placement in before.items()}
+        later = set() if self._host.cluster.alone else {m.name for m in self._databases()}
+        holds = {
+            name: placement if name in later else self._held(placement)
+            for name, placement in before.items()
+        }
         if self.entry is None:
             await self._begin(holds)
         else:
-            main, along = self._split(holds)
-            await self._host.registry.hold(self.entry.id, main, main.generation, along)
-            self._written(holds)
+            await self._hold(holds)
         self._before = before
         self._adopt(self._sites())
+
+    async def _hold(self, holds: dict[str, Placement]) -> None:
+        assert self.entry is not None
+        main, along = self._split(holds)
+        self._ours = await self._host.registry.hold(self.entry.id, main, main.generation, along)
+
+    def _databases(self) -> list[Member]:
+        return [member for member in self._plan.members if member.is_database]
 
     def _sites(self) -> list[Member]:
         return [member for member in self._plan.members if member.is_site]
@@ -99,11 +112,30 @@ class Barrier:
         """
         others = [member for member in self._plan.members if not member.is_site]
         await self._until_drained(self._sites(), wait)
-        for member in others:
-            if member.is_database:
-                await wait(self._host.quieten(member.name))
+        for member in self._databases():
+            await wait(self._host.quieten(member.name))
+        if self._databases() and not self._host.cluster.alone:
+            held = {name: self._held(placement) for name, placement in self._ours.items()}
+            await wait(Deferred.fromCoroutine(self._hold(held)))
+            self.adopt()
+            others = list(self._plan.members)  # the sites have another generation now
         self._adopt(others)
         await self._until_drained(others, wait)
+
+    async def recheck(self, wait: Callable[[Deferred[Any]], Any]) -> None:
+        """See once more that nobody has anything in flight: a node may have come meanwhile.
+
+        Here servers have been tried since, which is no matter of anybody else.
+        """
+        gated = [self._ours[member.name] for member in self._plan.members if member.has_gate]
+        while not self._host.cluster.alone:
+            news = self._host.changed(self._plan.main.name, rollcall.LOOK_EVERY)
+            try:
+                if (await wait(Deferred.fromCoroutine(self._roll(gated)))).complete:
+                    return
+                await wait(news)
+            finally:
+                news.cancel()
 
     async def _until_drained(
         self, members: Sequence[Member], wait: Callable[[Deferred[Any]], Any]
@@ -153,8 +185,7 @@ class Barrier:
             for member in self._plan.members
         }
         main, along = self._split(moved)
-        await self._host.registry.commit(self.entry.id, main, main.generation, along)
-        self._written(moved)
+        self._ours = await self._host.registry.commit(self.entry.id, main, main.generation, along)
 
     # Open again
 
@@ -200,14 +231,20 @@ class Barrier:
         for member in self._plan.members:
             if member.is_database:
                 await self._wake(member.name)
-        for name, placement in after.items():
-            if placement.mode is Mode.OPEN:
-                try:
-                    after[name] = await host.registry.place(placement, placement.generation)
-                except RegistryError as problem:
-                    log.error("{site}: opening is not recorded: {why}", site=name, why=problem)
-                host.adopt(after[name])
-        return after
+        opening = {name: each for name, each in after.items() if each.mode is Mode.OPEN}
+        recording = [
+            Deferred.fromCoroutine(self._record(placement)) for placement in opening.values()
+        ]
+        return after | dict(zip(opening, await gatherResults(recording), strict=True))
+
+    async def _record(self, placement: Placement) -> Placement:
+        """Record that something is open; if that cannot be, the journal's end will do it."""
+        try:
+            placement = await self._host.registry.place(placement, placement.generation)
+        except RegistryError as problem:
+            log.error("{site}: opening is not recorded: {why}", site=placement.site, why=problem)
+        self._host.adopt(placement)
+        return placement
 
     async def _wake(self, database: str) -> None:
         """Have the clients of a pooler go on; it is not to be left asleep."""
@@ -242,7 +279,7 @@ class Barrier:
         placed = await self._host.registry.finish(
             self.entry.id, state, main, main.generation, reason, ledger, along
         )
-        for each in (placed, *(replace(each, generation=each.generation + 1) for each in along)):
+        for each in placed.values():
             self._host.adopt(each)
 
     # Placements
@@ -271,7 +308,12 @@ class Barrier:
             main.generation,
             list(zip(along, targets, strict=True)),
         )
-        self._written(placements)
+        generations = {main.site: self.entry.generation}
+        generations |= {each.site: each.generation for each in self.entry.along}
+        self._ours = {
+            name: replace(placement, generation=generations[name])
+            for name, placement in placements.items()
+        }
         return self.entry
 
     def _held(self, before: Placement) -> Placement:
@@ -298,13 +340,6 @@ class Barrier:
     def _split(self, placements: dict[str, Placement]) -> tuple[Placement, list[Placement]]:
         along = [placements[member.name] for member in self._plan.along]
         return placements[self._plan.main.name], along
-
-    def _written(self, placements: dict[str, Placement]) -> None:
-        """``placements`` are stored now, each a generation later."""
-        self._ours = {
-            name: replace(placement, generation=placement.generation + 1)
-            for name, placement in placements.items()
-        }
 
     def _adopt(self, members: Sequence[Member]) -> None:
         for member in members:

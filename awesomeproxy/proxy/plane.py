@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Any
@@ -65,6 +66,7 @@ class Plane:
         permit: Permit | None = None,
         certificates: Certificates | None = None,
         clock: IReactorTime | None = None,
+        now: Callable[[], float] = time.time,
         on_change: Callable[[str], None] = lambda site: None,
     ) -> None:
         """
@@ -75,9 +77,11 @@ class Plane:
         :param permit: for how long anything may be served; None: for ever.
         :param certificates: for listeners with TLS.
         :param clock: for deadlines, instead of one that cannot be set back.
+        :param now: the time that holds end by.
         :raise OSError: the access log cannot be opened.
         """
         self.reactor = reactor
+        self.now = now
         self.certificates = certificates
         self.permit = permit or Permit()
         self.eager = eager(reactor, self.permit)
@@ -166,6 +170,12 @@ class Plane:
         if name.startswith(DATABASE):
             return self.databases.get(name.removeprefix(DATABASE))
         return self.sites.get(name)
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether something is left of a site or database that is no more."""
+        if name.startswith(DATABASE):
+            return name.removeprefix(DATABASE) in self._removed_databases
+        return name in self._removed
 
     def observed(self, name: str) -> Observed | None:
         """What there is to report of one site or database, called as its placement is."""

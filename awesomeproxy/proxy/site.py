@@ -77,7 +77,7 @@ class LiveSite:
         self._checks: dict[str, list[Checks]] = {}
         self._probe: Probe | None = None
         self._stagger = Stagger(self, plane.clock)
-        self._expiry = Expiry(plane.reactor, self._refuse)
+        self._expiry = Expiry(plane.reactor, self._refuse, plane.now)
         self._was_drained = False
         self._define(desired.site)
         self._place(desired.placement, desired.absent)

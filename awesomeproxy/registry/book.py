@@ -135,11 +135,11 @@ class Book:
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Placement:
+    ) -> dict[str, Placement]:
         entry = self._entry(entry_id)
         if entry.state != "running":
             raise NotAllowed(f"{_called(entry)} is {entry.state}: it holds nothing any more")
-        _check_fits(entry, [placement, *along], "source", holding=True)
+        _check_fits(entry, [placement, *along], "source")
         held = replace(self._place_all(entry, placement, expected, along), step="hold")
         return self._placed(held)
 
@@ -149,7 +149,7 @@ class Book:
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Placement:
+    ) -> dict[str, Placement]:
         entry = self._turn(entry_id, "committed")
         _check_fits(entry, [placement, *along], "target", holding=True)
         return self._placed(self._place_all(entry, placement, expected, along))
@@ -163,7 +163,7 @@ class Book:
         reason: str,
         ledger: dict[str, Any] | None,
         along: Sequence[Placement] = (),
-    ) -> Placement:
+    ) -> dict[str, Placement]:
         entry = replace(
             self._turn(entry_id, state),
             reason=reason,
@@ -187,12 +187,12 @@ class Book:
             along=tuple(replace(each, generation=generations[each.site]) for each in entry.along),
         )
 
-    def _placed(self, entry: Entry) -> Placement:
-        """Record ``entry``; answer with where its site is."""
+    def _placed(self, entry: Entry) -> dict[str, Placement]:
+        """Record ``entry``; answer with all that it has placed, by name."""
         self._store.put_entry(entry)
-        placed = self._store.placement(entry.site)
-        assert placed is not None
-        return placed
+        names = (entry.site, *(each.site for each in entry.along))
+        stored = {name: self._store.placement(name) for name in names}
+        return {name: placed for name, placed in stored.items() if placed is not None}
 
     def unfinished(self) -> list[Entry]:
         return self._store.entries(None, unfinished=True, limit=-1)[::-1]

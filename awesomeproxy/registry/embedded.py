@@ -103,7 +103,7 @@ class EmbeddedRegistry(ABC):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         return self._write(
             Care.DURABLE,
             [placement.site],
@@ -116,7 +116,7 @@ class EmbeddedRegistry(ABC):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         return self._write(
             Care.PROMPT,
             [placement.site],
@@ -132,7 +132,7 @@ class EmbeddedRegistry(ABC):
         reason: str = "",
         ledger: dict[str, Any] | None = None,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         mine = deepcopy(ledger)
         return self._write(
             Care.DURABLE,

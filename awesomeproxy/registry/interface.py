@@ -197,10 +197,11 @@ class IRegistry(Interface):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         """Hold the site of a migration that has begun with an open one, and its company.
 
-        This is its step ``hold``, which is in no power cut forgotten.
+        This is its step ``hold``, which is in no power cut forgotten.  What is left open in it
+        can be held by another.  Answers with all that was placed, by name.
 
         Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
@@ -210,11 +211,11 @@ class IRegistry(Interface):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         """Place the site on the target, still holding: from here on it rolls forward.
 
         ``along`` does the same for all that comes along, each at the generation that was
-        seen; what is stored has the next one.
+        seen.  Answers with all that was placed, by name.
 
         Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
@@ -227,11 +228,12 @@ class IRegistry(Interface):
         reason: str = "",
         ledger: dict[str, Any] | None = None,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         """End a migration, with the placement that opens the gate, and ``along`` likewise.
 
         ``done``, on the target, only after :meth:`commit`; ``rolled back``, on
-        the source, only before it.  ``ledger`` is made of JSON values.
+        the source, only before it.  ``ledger`` is made of JSON values.  Answers with all that
+        was placed, by name.
 
         Fails with :class:`Conflict` or :class:`NotAllowed`.
         """

@@ -1,0 +1,154 @@
+"""A node follows what other nodes have changed in the registry.
+
+What is heard is only that something has changed.  What counts is what the registry's view
+has by now, and of a placement only what is newer than what this node knows: its own changes
+come back to it as well, perhaps late.  A definition that does not fit this node, because it
+names something that is not in its file, stops nobody: the site is held here, and says why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from twisted.logger import Logger
+
+from awesomeproxy.composing import fitting
+from awesomeproxy.config import ConfigError
+from awesomeproxy.migrate.planning import read
+from awesomeproxy.model import Placement, Settings, Site
+from awesomeproxy.registry.interface import Entry
+
+log = Logger()
+
+
+class View(Protocol):
+    """What the registry has, as far as this node has read it."""
+
+    @property
+    def placements(self) -> Mapping[str, Placement]:
+        """All of them, by name."""
+
+    @property
+    def definitions(self) -> Mapping[str, str]:
+        """The tables of sites, as JSON."""
+
+    @property
+    def entries(self) -> Mapping[int, Entry]:
+        """Migrations that have not ended."""
+
+
+class Change(Protocol):
+    """What has changed in a view: names, and numbers of entries."""
+
+    @property
+    def placements(self) -> Collection[str]:
+        """Whose placement is another, or is gone."""
+
+    @property
+    def definitions(self) -> Collection[str]:
+        """Whose definition is another, or is gone."""
+
+    @property
+    def entries(self) -> Collection[int]:
+        """Which migrations have begun, gone on or ended."""
+
+
+class Host(Protocol):
+    """What is asked of the node."""
+
+    settings: Settings
+    sites: dict[str, Site]
+    added: dict[str, dict[str, Any]]
+    placements: dict[str, Placement]
+    misfits: dict[str, str]
+    others: dict[int, Entry]
+
+    def adopt(self, placement: Placement, *, heard: bool = False) -> None:
+        """Converge to a placement."""
+
+    def define(self, site: Site) -> None:
+        """Serve a site as it is defined now."""
+
+    def undefine(self, name: str) -> None:
+        """Serve it no more."""
+
+    def tell_changed(self, name: str) -> None:
+        """Have those look who wait for a change."""
+
+    def moved_elsewhere(self, entry: Entry) -> None:
+        """A migration of another node has ended."""
+
+
+class Following:
+    """Takes over what has changed in a view."""
+
+    def __init__(self, host: Host, view: View, me: str) -> None:
+        """
+        :param me: the node's name; migrations of its own are not followed.
+        """
+        self._host = host
+        self._view = view
+        self._me = me
+
+    def __repr__(self) -> str:
+        return f"<Following of {len(self._host.others)} migrations elsewhere>"
+
+    def take_over(self, change: Change) -> None:
+        """Everything that ``change`` names is from now on as the view has it."""
+        for number in change.entries:
+            self._entry(number)
+        for name in change.placements:
+            self._placement(name)
+        for name in change.definitions:
+            self._definition(name)
+
+    def _entry(self, number: int) -> None:
+        """What others move is not to be taken for something that is not there."""
+        entry = self._view.entries.get(number)
+        before = self._host.others.pop(number, None)
+        if entry is not None and entry.unfinished and entry.owner != self._me:
+            self._host.others[number] = entry
+        elif before is not None:
+            self._host.moved_elsewhere(before)
+        if (known := entry or before) is not None:
+            for member in read(known).members:
+                self._host.tell_changed(member.name)
+
+    def _placement(self, name: str) -> None:
+        placement = self._view.placements.get(name)
+        if placement is not None:
+            self._host.adopt(placement, heard=True)
+        elif name not in self._host.sites:
+            self._host.placements.pop(name, None)
+
+    def _definition(self, name: str) -> None:
+        host = self._host
+        text = self._view.definitions.get(name)
+        if text is None:
+            host.added.pop(name, None)
+            host.misfits.pop(name, None)
+            if name in host.sites and name not in host.settings.sites:
+                host.undefine(name)
+                if name not in self._view.placements:
+                    host.placements.pop(name, None)
+            return
+        table = json.loads(text)
+        if host.added.get(name) == table:
+            return
+        host.added[name] = table
+        try:
+            site, misfit = fitting(host.settings, name, table)
+        except ConfigError as problem:
+            site, misfit = None, str(problem)
+        if name not in host.placements:
+            site, misfit = None, f"sites.{name}: is not placed"
+        host.misfits.pop(name, None)
+        if misfit:
+            host.misfits[name] = misfit
+            log.error("{misfit}; it is held on this node", misfit=misfit)
+        if site is not None:
+            host.define(site)
+        elif name in host.sites:  # as it was before, which is not what it should be
+            host.define(host.sites[name])
