@@ -220,7 +220,9 @@ class IRegistry(Interface):
         seen; what is stored has a later one.
 
         Answers with all that was placed, by name.  It never fails because it is not known
-        whether it was made: it waits until that is known.  Fails with :class:`Conflict` or :class:`NotAllowed`.
+        whether it was made: it waits until that is known.
+
+        Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
 
     def finish(
@@ -237,7 +239,8 @@ class IRegistry(Interface):
         ``done``, on the target, only after :meth:`commit`; ``rolled back``, on
         the source, only before it.  ``ledger`` is made of JSON values.
 
-        Answers with all that was placed, by name.  Fails with :class:`Conflict` or :class:`NotAllowed`.
+        Answers with all that was placed, by name; fails with :class:`Conflict` or
+        :class:`NotAllowed`.
         """
 
     def take_over(entry_id: int) -> Deferred[Entry]:

@@ -19,7 +19,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from awesomeproxy.registry.book import HISTORY, Book
-from awesomeproxy.registry.booked import Care, BookedRegistry, R
+from awesomeproxy.registry.booked import BookedRegistry, Care, R
 from awesomeproxy.registry.interface import RegistryError
 from awesomeproxy.registry.statefile import StateFile
 

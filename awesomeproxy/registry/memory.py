@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, execute, succeed
 
 from awesomeproxy.model import Generation, Placement
 from awesomeproxy.registry.book import HISTORY, Book
-from awesomeproxy.registry.booked import Care, BookedRegistry, R
+from awesomeproxy.registry.booked import BookedRegistry, Care, R
 from awesomeproxy.registry.interface import Entry, RegistryError
 
 

@@ -1,3 +1,4 @@
+-- node, life, [[name, generation]]: who has drained them; a write, for WAIT to wait for.
 if not member(ARGV[2], ARGV[3]) then return 'GONE' end
 local lines, missing = {}, {}
 for _, asked in ipairs(cjson.decode(ARGV[4])) do

@@ -1,3 +1,5 @@
+-- epoch seen, run it was seen under, cluster known ('' for none), a fresh id.
+-- Another process of Redis begins another epoch: what follows may not follow all that was before.
 redis.call('HINCRBY', meta, 'entered', 1)                 -- a replica answers READONLY right here
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local known = redis.call('HMGET', meta, 'schema', 'cluster', 'epoch', 'run', 'version')

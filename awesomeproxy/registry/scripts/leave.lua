@@ -1,3 +1,4 @@
+-- node, life, beat ('' for any), record: barriers wait for it no more.
 if not member(ARGV[2], ARGV[3]) then return 'STALE' end
 if ARGV[4] ~= '' and redis.call('HGET', P..'beats', ARGV[2]) ~= ARGV[4] then return 'STALE' end
 redis.call('HDEL', P..'members', ARGV[2]); redis.call('HDEL', P..'beats', ARGV[2])

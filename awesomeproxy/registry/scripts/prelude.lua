@@ -1,3 +1,5 @@
+-- What all scripts begin with.  KEYS[1] is what our keys begin with.
+-- A record is "VERSION BODY"; each change of one has a version of its own, one more than the last.
 local P, meta = KEYS[1], KEYS[1]..'meta'
 local said = {}
 local function text(n) return string.format('%.0f', n) end

@@ -1,3 +1,4 @@
+-- node, life, name, generation, report: it has drained.
 if not member(ARGV[2], ARGV[3]) then return 'GONE' end
 local stored = body(redis.call('HGET', P..'placements', ARGV[4]))
 local placed = stored and cjson.decode(stored)

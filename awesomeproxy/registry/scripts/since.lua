@@ -1,3 +1,4 @@
+-- version, limit: the records that were changed later, the earliest first.
 local found, lines = redis.call('ZRANGEBYSCORE', P..'changes', '('..ARGV[2], '+inf', 'LIMIT', 0, ARGV[3]), {}
 for i, key in ipairs(found) do
   local hash, field = string.match(key, '^(%a+)/(.*)$')
