@@ -1,0 +1,1 @@
+if redis.call('HGET', meta, 'epoch') ~= ARGV[1] then return 'EPOCH' end
