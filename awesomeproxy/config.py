@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from awesomeproxy import addresses, consistency, model
+from awesomeproxy.clusters import CLUSTER
 from awesomeproxy.databases import DATABASE, SERVICE
 from awesomeproxy.endpoints import endpoint
 from awesomeproxy.migrate.steps import WHAT
@@ -358,6 +359,7 @@ _FILE = Shape(
     _settings,
     {
         "node": _NODE,
+        "cluster": CLUSTER,
         "tls": _TLS,
         "acme": _ACME,
         "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),

@@ -148,9 +148,9 @@ class TestApply:
         await daemon.ask("pause", site="held")
         before = await placed(daemon)
         for wrong, options, status, why in (
-            (site("blog", one), "", 1, "blog is in the configuration file"),
+            (site("blog", one), "", 2, "sites.blog: is in the configuration file"),
             (site("rival", one, hosts=("good.test",)), "", 2, "rival"),
-            (site("moved", one), "", 1, "'two' is missing, and the site is placed there"),
+            (site("moved", one), "", 2, "'two' is missing, and the site is placed there"),
             (site("moved", one, two), "--remove", 1, "held is held by 'pause'"),
         ):
             words = [self.file(tmp_path, good, wrong), *options.split()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import secrets
 import shutil
 import signal
 import sqlite3
@@ -22,11 +23,12 @@ from typing import Any
 import pytest
 from conftest import LoggedFailures
 from pytest_twisted import blockon, ensureDeferred  # type: ignore[import-untyped]
+from redis_stage import Redis, redis
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from zope.interface.verify import verifyObject
 
-from awesomeproxy.model import Mode, Placement
+from awesomeproxy.model import Cluster, Mode, Placement
 from awesomeproxy.registry.interface import (
     Busy,
     Companion,
@@ -38,24 +40,38 @@ from awesomeproxy.registry.interface import (
 )
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.registry.memory import MemoryRegistry
+from awesomeproxy.registry.redis import RedisRegistry
 
 HOLD = Placement("blog", "web1", Mode.HOLDING, by="migrate to web2")
 MOVED = replace(HOLD, backend="web2")
 OPENED = Placement("blog", "web2", by="migrate to web2")
 BACK = Placement("blog", "web1", by="rollback")
 
-Registry = MemoryRegistry | LocalRegistry
+Registry = MemoryRegistry | LocalRegistry | RedisRegistry
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A Redis for all tests here; each has keys of its own in it."""
+    with redis(tmp_path_factory.mktemp("redis")) as started:
+        yield started
+
+
+@pytest.fixture(params=["memory", "local", "redis"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
     """Each implementation, with a clock that stands still and a journal of five."""
     opened: Registry
     if request.param == "memory":
         opened = MemoryRegistry(now=lambda: 1e9, keep=5)
-    else:
+    elif request.param == "local":
         path = tmp_path / "registry.sqlite"
         opened = blockon(LocalRegistry.open(reactor, path, now=lambda: 1e9, keep=5))
+    else:
+        started: Redis = request.getfixturevalue("server")
+        cluster = Cluster((("127.0.0.1", started.port),), prefix=secrets.token_hex(4))
+        opened = blockon(
+            RedisRegistry.open(reactor, cluster, "web1", tmp_path, now=lambda: 1e9, keep=5)
+        )
     yield opened
     blockon(opened.close())
 
@@ -977,7 +993,7 @@ CHANGES_FOR_EVER = """
 import os, sys
 from twisted.internet import task
 from twisted.internet.defer import Deferred
-from awesomeproxy.model import Mode, Placement
+from awesomeproxy.model import Cluster, Mode, Placement
 from awesomeproxy.registry.local import LocalRegistry
 
 def acknowledge(changed):

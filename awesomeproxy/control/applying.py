@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from twisted.internet.defer import gatherResults
-
 from awesomeproxy import config
-from awesomeproxy.composing import compose, misplaced
-from awesomeproxy.control.commands import changes, check_idle, remove_site, said
+from awesomeproxy.control.commands import changes, remove_site, said
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed
 from awesomeproxy.model import Mode
 from awesomeproxy.node import Node
@@ -23,47 +20,28 @@ async def apply(
 
     :param remove: have no others, but for those of the configuration file.
     """
+    superfluous = _superfluous(node, sites) if remove else []
+    for name in superfluous:  # before anything is changed
+        _check_removable(node, name)
+    try:
+        done = await node.define_all(sites)
+    except config.ConfigError as problem:
+        raise BadRequest(said(problem)) from None
     async with node.changing():
-        for name in sorted(set(sites) & set(node.settings.sites)):
-            raise CommandFailed(
-                f"{name} is in the configuration file; change it there and reload, or remove it"
-                " there first"
-            )
-        superfluous = sorted(set(node.added) - set(sites) - set(node.settings.sites))
-        if remove:
-            for name in superfluous:  # before anything is changed
-                _check_removable(node, name)
-        done = await _define(node, sites)
-        removed = superfluous if remove else []
+        removed = [name for name in superfluous if name in node.added]
         for name in removed:
+            node.migrating.check_idle(name)
             await remove_site(node, name)
     return {**done, "removed": removed}
 
 
-async def _define(node: Node, sites: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
-    done: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": []}
-    for name, table in sites.items():
-        what = "unchanged" if node.added.get(name) == table else "changed"
-        done[what if name in node.added else "added"].append(name)
-    new = {name: sites[name] for name in (*done["added"], *done["changed"])}
-    added = {**node.added, **new}
-    try:
-        composed = compose(node.settings, added)
-    except config.ConfigError as problem:
-        raise BadRequest(said(problem)) from None
-    defined = [composed[name] for name in new if name in composed]
-    if problems := misplaced(defined, node.placements):
-        raise CommandFailed("; ".join(problems.values()))
-    await node.place(defined)
-    await gatherResults([node.registry.define(name, table) for name, table in new.items()])
-    node.added = added
-    for site in defined:
-        node.define(site)
-    return done
+def _superfluous(node: Node, sites: Mapping[str, Any]) -> list[str]:
+    """What was added by command and is not among ``sites``."""
+    return sorted(set(node.added) - set(sites) - set(node.settings.sites))
 
 
 def _check_removable(node: Node, name: str) -> None:
-    check_idle(node, name)
+    node.migrating.check_idle(name)
     placement = node.placements[name]
     if placement.mode is not Mode.OPEN:
         raise CommandFailed(

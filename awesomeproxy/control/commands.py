@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from awesomeproxy import company, config
 from awesomeproxy.composing import SOURCE, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
-from awesomeproxy.migrate.engine import Migration
+from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Placement, Site
 from awesomeproxy.movers.interface import MoverError
 from awesomeproxy.node import Node, Stopping
@@ -54,11 +54,13 @@ def changes(name: str) -> Callable[[Command], Command]:
                 return await function(node, call, **params)
             except Stopping as stopping:
                 raise CommandFailed(str(stopping)) from None
+            except InTheWay as problem:
+                raise CommandFailed(str(problem), winner_of(problem.winner)) from None
             except Conflict as conflict:
                 raise CommandFailed(
                     f"somebody else was first: {conflict}", winner_of(conflict.stored)
                 ) from None
-            except RegistryError as problem:
+            except (RegistryError, NotMigrating) as problem:
                 raise CommandFailed(str(problem)) from None
 
         return table.command(name)(carry_out)
@@ -101,34 +103,6 @@ def winner_of(placement: Placement | None) -> Mapping[str, Any] | None:
     return None if placement is None else asdict(placement)
 
 
-def check_not_migrating(node: Node, name: str) -> None:
-    """:class:`CommandFailed` if a migration has to do with it now."""
-    migration = node.moves.of(name)
-    if migration is not None:
-        site, target = migration.site, migration.target
-        moves = f"{name} is being migrated" if name == site else f"{name} goes along with {site}"
-        raise CommandFailed(
-            f"{moves} to {target} ({migration.step or 'ending'}); {way_out(migration)}",
-            winner_of(migration.placed(name)),
-        )
-
-
-def way_out(migration: Migration) -> str:
-    """What to do about a migration that is in the way."""
-    off = f", or call it off with: awesomeproxy abort {migration.site}"
-    return "wait for it" + (off if migration.can_be_stopped else "")
-
-
-def check_idle(node: Node, name: str) -> None:
-    """:class:`CommandFailed` if a migration or a pause has to do with it now."""
-    check_not_migrating(node, name)
-    if node.pauses.under_way(name):
-        raise CommandFailed(
-            f"{name} is being paused; wait for it, or call it off with: awesomeproxy resume {name}",
-            winner_of(node.placements[name]),
-        )
-
-
 def progress_of(
     node: Node, call: Call, name: str, command: str, **about: Any
 ) -> Callable[..., None]:
@@ -162,13 +136,13 @@ async def pause(
             check_duration(f"pause: {name}", seconds)
     if then == "resume" and deadline is None:
         raise BadRequest("pause: then is for a pause that has an end; add a deadline (--for)")
-    check_not_migrating(node, site)
+    node.migrating.check_free(site)
     expires = None if deadline is None else node.cluster.now() + deadline
     progress = progress_of(node, call, site, "pause")
     try:
         if isinstance(definition, Database):
             for user in company.users(node, site):
-                check_not_migrating(node, user)
+                node.migrating.check_free(user)
             receipt = await company.pause(
                 node,
                 site,
@@ -295,7 +269,7 @@ async def site_remove(node: Node, call: Call, name: str) -> Mapping[str, Any]:
         site_named(node, name)
         if name in node.settings.sites:
             raise CommandFailed(f"{name} is in the configuration file; remove it there and reload")
-        check_idle(node, name)
+        node.migrating.check_idle(name)
         await remove_site(node, name)
     return {"site": name}
 
@@ -320,7 +294,7 @@ async def backend_add(
     async with node.changing():
         if name in site_named(node, site).backends:
             raise CommandFailed(f"{site} has a backend {name!r} already; remove it first")
-        check_not_migrating(node, site)
+        node.migrating.check_free(site)
         try:
             config.backend_from_table(name, definition, "definition")
         except config.ConfigError as problem:
@@ -338,7 +312,7 @@ async def backend_remove(node: Node, call: Call, site: str, name: str) -> Mappin
         if name not in present.backends:
             known = ", ".join(sorted(present.backends))
             raise BadRequest(f"{site} has no backend {name!r}; it has: {known}")
-        check_not_migrating(node, site)
+        node.migrating.check_free(site)
         placed = node.placements[site].backend
         if name == placed:
             raise CommandFailed(f"{site} is placed on {name}; migrate it to another backend first")

@@ -9,7 +9,6 @@ from typing import Any
 from awesomeproxy.control.commands import (
     changes,
     check_duration,
-    check_idle,
     definition_of,
     progress_of,
     table,
@@ -20,6 +19,7 @@ from awesomeproxy.migrate import planning, steps
 from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable, read
+from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import Ledger
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import ShellError
@@ -43,9 +43,7 @@ async def migrate(
     """Move a site or a database; answers with the ledger, or with the plan."""
     check_duration("migrate: max_pause", max_pause)
     if dry_run:
-        async with node.changing():  # what a site's backends are
-            plan = planned(node, site, to, databases or {})
-        return await _foreseen(node, plan, max_pause)
+        return await _foreseen(node, planned(node, site, to, databases or {}), max_pause)
     ledger = await move(
         node,
         site,
@@ -74,20 +72,19 @@ async def move(
 
     :param progress: what tells how far the migration of a plan is.
     """
-    async with node.changing():
-        plan = planned(node, site, to, databases)
-        for member in plan.members:
-            check_idle(node, member.name)
-        if not plan.main.moves:
-            raise CommandFailed(f"{site} is on {to} already", winner_of(node.placements[site]))
-        try:
-            running = node.moves.begin(
-                plan, max_pause=max_pause, force=force, by=by, progress=progress(plan)
-            )
-        except Unmovable as problem:
-            raise CommandFailed(str(problem)) from None
+    plan = planned(node, site, to, databases)
     try:
-        return await running
+        return await node.migrate(
+            site,
+            to,
+            databases=databases,
+            max_pause=max_pause,
+            force=force,
+            by=by,
+            progress=progress(plan),
+        )
+    except Unmovable as problem:
+        raise CommandFailed(str(problem)) from None
     except LeftUnfinished as left:
         raise CommandFailed(
             f"the migration to {to} is being undone, but that is not done yet: {left};"
@@ -123,7 +120,7 @@ async def _foreseen(node: Node, plan: Plan, max_pause: float) -> Mapping[str, An
     carrying = False
     try:
         for member in plan.members:
-            check_idle(node, member.name)
+            node.migrating.check_idle(member.name)
         carrying = node.moves.loader(plan) is not None
         if not main.moves:  # and if it is held, not a byte goes there
             problems.append(f"{main.name} is on {main.target} already")
@@ -131,7 +128,7 @@ async def _foreseen(node: Node, plan: Plan, max_pause: float) -> Mapping[str, An
             estimate = await node.moves.foresee(plan)
         else:
             await node.check(main.name, main.target)
-    except (CommandFailed, Unmovable, MoverError, ShellError, Unwell) as problem:
+    except (InTheWay, Unmovable, MoverError, ShellError, Unwell) as problem:
         problems.append(str(problem))
     before = planning.precedent(plan, await node.registry.history(main.name, HISTORY))
     return {
@@ -153,20 +150,14 @@ async def _foreseen(node: Node, plan: Plan, max_pause: float) -> Mapping[str, An
 @changes("abort")
 async def abort(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     """Call off a migration that has not committed yet; its site is as it was before."""
-    migration = node.moves.of(site)
-    if migration is None:
+    try:
+        target = await node.stop_migration(site, "it was aborted")
+    except NotMigrating as problem:
         definition_of(node, site)
-        raise CommandFailed(f"{site} is not being migrated", winner_of(node.placements[site]))
-    if not migration.stop("it was aborted"):
-        raise CommandFailed(
-            f"{site} is past the point where its migration to {migration.target} can be called"
-            " off; migrate it back when that has ended",
-            winner_of(node.placements[site]),
-        )
-    await migration.ended.wait()
+        raise CommandFailed(str(problem), winner_of(node.placements[site])) from None
     return {
         "site": site,
-        "was": f"the migration to {migration.target}",
+        "was": f"the migration to {target}",
         "backend": node.placements[site].backend,
     }
 

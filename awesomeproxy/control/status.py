@@ -23,7 +23,7 @@ from awesomeproxy.node import Node
 ANSWER_TIME = 1.0  # seconds that other nodes have to say how it stands with them
 EXPIRES_SOON = 14 * 86_400.0  # seconds before its end, for which a certificate is warned of
 
-Answers = Mapping[str, Mapping[str, Any]]  # by node: as :meth:`Answering.status` says
+Answers = Mapping[str, Mapping[str, Any]]  # by node: as :meth:`Node.answer_status` says
 
 _SUMS = ("in_flight", "held", "held_bytes", "tunnels", "connections")
 _ROW = ("state", "generation", *_SUMS, "trouble")
@@ -36,7 +36,7 @@ async def gathered(node: Node, site: str | None = None) -> Answers:
 
     :param site: what they are asked about; None: all that is not at rest.
     """
-    own = node.answering.status(site)
+    own = node.answer_status(site)
     if node.cluster.alone:
         return {node.cluster.node: own}
     return {**await node.cluster.ask("status", {"site": site}, ANSWER_TIME), node.cluster.node: own}
@@ -159,8 +159,12 @@ def _database_status(node: Node, name: str, answers: Answers) -> dict[str, Any]:
 
 
 def _migration(node: Node, name: str) -> dict[str, str] | None:
-    migration = node.moves.of(name)
-    return None if migration is None else {"target": migration.target, "step": migration.step}
+    """The migration that has to do with it; with the ``node``, if another carries it out."""
+    if (own := node.moves.of(name)) is not None:
+        return {"target": own.target, "step": own.step}
+    if (entry := node.migrating.entry_of(name)) is not None:
+        return {"target": entry.target, "step": entry.step, "node": entry.owner}
+    return None
 
 
 def _summed(node: Node, name: str, answers: Answers) -> dict[str, Any]:

@@ -135,9 +135,10 @@ class IRegistry(Interface):
     def place(new: Placement, expected: Generation) -> Deferred[Placement]:
         """Store ``new`` if the stored generation is ``expected``; 0: if it is not stored.
 
-        The generation in ``new`` is ignored.  What is stored, and answered, has
-        the generation ``expected + 1``; a site that was forgotten and is placed
-        again goes on from where it was, so that no worker takes it for old news.
+        The generation in ``new`` is ignored.  What is stored, and answered, has a
+        larger one than ``expected``, without a cluster ``expected + 1``; a site that was
+        forgotten and is placed again goes on from where it was, so that no worker takes it
+        for old news.
 
         Fails with :class:`Conflict`.
         """
@@ -200,10 +201,11 @@ class IRegistry(Interface):
     ) -> Deferred[dict[str, Placement]]:
         """Hold the site of a migration that has begun with an open one, and its company.
 
-        This is its step ``hold``, which is in no power cut forgotten.  What is left open in it
-        can be held by another.  Answers with all that was placed, by name.
+        This is its step ``hold``, which is in no power cut forgotten.  Some may stay open, to
+        be held by another call.
 
-        Fails with :class:`Conflict` or :class:`NotAllowed`.
+        Answers with all that was placed, by name; fails with :class:`Conflict` or
+        :class:`NotAllowed`.
         """
 
     def commit(
@@ -215,7 +217,10 @@ class IRegistry(Interface):
         """Place the site on the target, still holding: from here on it rolls forward.
 
         ``along`` does the same for all that comes along, each at the generation that was
-        seen.  Answers with all that was placed, by name.
+        seen; what is stored has a later one.
+
+        Answers with all that was placed, by name.  It never fails because it is not known
+        whether it was made: it waits until that is known.
 
         Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
@@ -232,10 +237,18 @@ class IRegistry(Interface):
         """End a migration, with the placement that opens the gate, and ``along`` likewise.
 
         ``done``, on the target, only after :meth:`commit`; ``rolled back``, on
-        the source, only before it.  ``ledger`` is made of JSON values.  Answers with all that
-        was placed, by name.
+        the source, only before it.  ``ledger`` is made of JSON values.
 
-        Fails with :class:`Conflict` or :class:`NotAllowed`.
+        Answers with all that was placed, by name; fails with :class:`Conflict` or
+        :class:`NotAllowed`.
+        """
+
+    def take_over(entry_id: int) -> Deferred[Entry]:
+        """Become the one that carries a migration out, in place of a node that is gone.
+
+        Who calls it has made sure of that: the other can write nothing for it any more.
+
+        Fails with :class:`NotAllowed` if it is finished.
         """
 
     def unfinished() -> Deferred[list[Entry]]:
