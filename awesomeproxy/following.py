@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from twisted.logger import Logger
@@ -55,6 +56,15 @@ class Change(Protocol):
         """Which migrations have begun, gone on or ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """A :class:`Change` of all that there is."""
+
+    placements: Collection[str]
+    definitions: Collection[str]
+    entries: Collection[int]
+
+
 class Host(Protocol):
     """What is asked of the node."""
 
@@ -94,6 +104,13 @@ class Following:
 
     def __repr__(self) -> str:
         return f"<Following of {len(self._host.others)} migrations elsewhere>"
+
+    def take_over_all(self) -> None:
+        """Everything is as the view has it."""
+        view = self._view
+        self.take_over(
+            Everything(list(view.placements), list(view.definitions), list(view.entries))
+        )
 
     def take_over(self, change: Change) -> None:
         """Everything that ``change`` names is from now on as the view has it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from awesomeproxy import company, config
+from awesomeproxy import company, config, joining
 from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.answering import Answering
 from awesomeproxy.certifying import Certifying
@@ -39,6 +39,7 @@ from awesomeproxy.defining import define_all
 from awesomeproxy.files import RESERVED, affordable, open_files
 from awesomeproxy.following import Change, Following
 from awesomeproxy.happenings import Happenings
+from awesomeproxy.joining import IFollowed
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import read
@@ -65,7 +66,7 @@ from awesomeproxy.pausing import Pauses
 from awesomeproxy.proxy.health import Unwell, check, connect
 from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.proxy.plane import Plane
-from awesomeproxy.registry.interface import Entry, IRegistry
+from awesomeproxy.registry.interface import Conflict, Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.reloading import differences, unchanged_kept
 from awesomeproxy.residence import MOUNTED_ON, Residence
@@ -75,6 +76,9 @@ log = Logger()
 
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
+
+
+Enter = Callable[["Node"], Coroutine[Any, Any, tuple[IFollowed, ICluster]]]
 
 
 class Stopping(Exception):
@@ -92,12 +96,17 @@ class Node:
     keeper: Keeper
     certifying: Certifying
 
-    def __init__(self, reactor: Any, path: str, settings: Settings) -> None:
+    def __init__(
+        self, reactor: Any, path: str, settings: Settings, enter: Enter = joining.enter
+    ) -> None:
         """
         :param path: the configuration file, to be read again at a reload.
         :param settings: what it says now.
+        :param enter: finds the cluster, if it says that there is one.
         """
         self.reactor = reactor
+        self._enter = enter
+        self._entering: Deferred[tuple[IFollowed, ICluster]] | None = None
         self.path = path
         self.settings = settings
         self.sites: dict[str, Site] = {}
@@ -143,23 +152,18 @@ class Node:
 
     async def _start(self, listen_control: Callable[[str], Deferred[IListeningPort]]) -> None:
         settings = self.settings
-        self.registry = await LocalRegistry.open(
-            self.reactor, Path(settings.state_dir) / "registry.sqlite"
-        )
-        self.added = await self.registry.definitions()
-        sites = compose(settings, self.added)
-        self.placements = await self.registry.placements()
+        sites: Mapping[str, Site] = {}
         left: list[Entry] = []
-        for entry, state in await recover(
-            self.registry, lambda entry: self.moves.carries(sites, entry), left.append
-        ):
-            log.warn(
-                "{site}: the migration from {source} to {target} was cut off: {state}",
-                site=entry.site,
-                source=entry.source,
-                target=entry.target,
-                state=state,
+        if settings.cluster is None:
+            self.registry = await LocalRegistry.open(
+                self.reactor, Path(settings.state_dir) / "registry.sqlite"
             )
+            self.added = await self.registry.definitions()
+            sites = compose(settings, self.added)
+            self.placements = await self.registry.placements()
+            left = await self._recover(sites)
+        else:
+            await self._find_others()
         self.placements = await self.registry.placements()
         everything: list[Site | Database] = [*sites.values(), *settings.databases.values()]
         for problem in misplaced(everything, self.placements).values():
@@ -197,6 +201,8 @@ class Node:
             self.define(site)
         for database in settings.databases.values():
             self.define_database(database)
+        if not self.cluster.alone:
+            left = await self._join()
         self.moves.take_up(left)
         self.residence.begin()
         self._control = await listen_control(settings.control)
@@ -212,12 +218,59 @@ class Node:
             addresses=", ".join(listen.endpoint for listen in settings.listen),
         )
 
+    async def _recover(self, sites: Mapping[str, Site]) -> list[Entry]:
+        """Take what this node has left to its end, but for what carries something."""
+        left: list[Entry] = []
+        me = (self.settings.name, "")
+        ended = await recover(
+            self.registry,
+            lambda entry: entry.owner in me,
+            lambda entry: self.moves.carries(sites, entry),
+            left.append,
+        )
+        for entry, state in ended:
+            log.warn(
+                "{site}: the migration from {source} to {target} was cut off: {state}",
+                site=entry.site,
+                source=entry.source,
+                target=entry.target,
+                state=state,
+            )
+        return left
+
+    async def _find_others(self) -> None:
+        """Be one of a cluster, though no member yet."""
+        self._entering = Deferred.fromCoroutine(self._enter(self))
+        try:
+            registry, self.cluster = await self._entering
+        except CancelledError:
+            raise Stopping from None
+        finally:
+            self._entering = None
+        self.registry = registry
+        self.following = Following(self, registry.view, self.settings.name)
+        registry.on_change = self.adopt_all
+        self.answering.begin()
+        self.cluster.subscribe(self.heard_of)
+
+    async def _join(self) -> list[Entry]:
+        """Become a member, with all that is to be held being held; nothing is served yet."""
+        assert self.following is not None
+        self.following.take_over_all()
+        await self.cluster.join()
+        left = await self._recover(self.sites)
+        await self.registry.placements()  # what was changed until this node was waited for
+        self.following.take_over_all()
+        return left
+
     async def stop(self) -> None:
         """Stop accepting, finish what is in flight within ``drain_time``, let go of all.
 
         A pause or migration that is under way is undone; a resume works to the end.
         """
         self.stopping = True
+        if self._entering is not None:
+            self._entering.cancel()
         await self._definitions.acquire()  # a start or a reload has come to its end
         try:
             if hasattr(self, "plane"):
@@ -240,6 +293,7 @@ class Node:
         if self._control is not None:
             await maybeDeferred(self._control.stopListening)
         if hasattr(self, "registry"):
+            await self.cluster.leave()
             await self.registry.close()
 
     # Definitions
@@ -276,7 +330,11 @@ class Node:
     async def _place_new(self, firsts: Iterable[Placement]) -> None:
         new = [first for first in firsts if first.site not in self.placements]
         if new:  # in one transaction: each has its disk write
-            placed = await self.registry.place_new(new)
+            try:
+                placed = await self.registry.place_new(new)
+            except Conflict:  # another node was first: then that is where they are
+                self.placements |= await self.registry.placements()
+                return await self._place_new(new)
             self.placements |= {each.site: each for each in placed}
 
     def define(self, site: Site) -> None:
@@ -666,7 +724,7 @@ class Node:
 
     def adopt_all(self, change: Change) -> None:
         """Take over what has changed in the registry, by whomever."""
-        if self.following is not None:
+        if self.following is not None and hasattr(self, "plane"):  # or it will be read later
             self.following.take_over(change)
 
     def moved_elsewhere(self, entry: Entry) -> None:

@@ -58,6 +58,12 @@ class Alone:
     def __repr__(self) -> str:
         return f"<Alone: {self.node}>"
 
+    async def join(self) -> None:
+        """There is nobody to be joined."""
+
+    async def leave(self) -> None:
+        """There is nobody to be left."""
+
     def now(self) -> float:
         """Unix time."""
         return time.time()

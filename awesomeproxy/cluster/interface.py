@@ -7,7 +7,7 @@ operator fences it, or when its lease is over and it has promised to hold by its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,12 @@ class ICluster(Interface):
 
     node: str = Attribute("This node's name.")
     alone: bool = Attribute("Whether there can be no others.")
+
+    def join() -> Awaitable[None]:
+        """Become a member; fires when all that is held and drained has been reported."""
+
+    def leave() -> Awaitable[None]:
+        """Be one no more: nobody waits for this node, which serves nothing any more."""
 
     def now() -> float:
         """The time that holds end by: unix time, of one clock for all nodes."""

@@ -25,6 +25,7 @@ from awesomeproxy.registry.interface import Entry, RegistryError, Unreachable
 
 log = Logger()
 
+ANSWER_IN = 1.0  # seconds that other nodes have to say whether they hold anything
 WAKE_TRIES = 10
 TRY_AGAIN = 1.0  # seconds between them
 
@@ -255,9 +256,26 @@ class Barrier:
                 log.error("{name}: {why}", name=database, why=problem)
             await deferLater(self._host.reactor, TRY_AGAIN)
 
-    def waiting(self) -> bool:
+    async def waiting(self) -> bool:
         """Whether requests that were held here still wait, though they need not."""
         return any(map(self._waits, self._plan.members))
+
+    async def waiting_elsewhere(self) -> bool:
+        """The same of the other nodes, as far as they answer."""
+        cluster = self._host.cluster
+        if cluster.alone:
+            return False
+        after = {
+            name: placement.generation
+            for name, placement in self.stored().items()
+            if placement.mode is Mode.OPEN
+        }
+        answers = await cluster.ask("observed", {"names": list(after)}, ANSWER_IN)
+        return any(
+            seen["held"] or seen["generation"] < after[seen["site"]]
+            for told in answers.values()
+            for seen in told
+        )
 
     def _waits(self, member: Member) -> bool:
         if not member.has_gate or self._host.placement(member.name).mode is not Mode.OPEN:
@@ -266,6 +284,15 @@ class Barrier:
             return bool(self._host.observed(member.name).held)
         except KeyError:  # it is served no more
             return False
+
+    async def give_up(self) -> None:
+        """Everything is as the registry says, whoever has written that.
+
+        :raise RegistryError: it cannot be asked.
+        """
+        placements = await self._host.registry.placements()
+        for member in self._plan.members:
+            self._host.adopt(placements[member.name])
 
     async def finish(
         self, state: Any, last: dict[str, Placement], reason: str, ledger: dict[str, Any]

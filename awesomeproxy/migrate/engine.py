@@ -50,7 +50,7 @@ from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.prediction import Round, predict_all
 from awesomeproxy.migrate.steps import WHAT, begun
 from awesomeproxy.model import FILESYSTEM, Ledger, Mode, Placement
-from awesomeproxy.registry.interface import Entry, RegistryError
+from awesomeproxy.registry.interface import Entry, RegistryError, Superseded
 
 log = Logger()
 T = TypeVar("T")
@@ -80,7 +80,8 @@ class RolledBack(Exception):
 
 
 class LeftUnfinished(Exception):
-    """The daemon stops before the migration could be ended; the next one takes it up."""
+    """The migration is ended by somebody else: the daemon stops before it could be, or another
+    node has taken it over."""
 
 
 class Migration:
@@ -194,7 +195,7 @@ class Migration:
 
         :raise RolledBack: something went wrong; the source serves as before.
         :raise Conflict, Busy: somebody else was first; nothing was begun.
-        :raise LeftUnfinished: the daemon stops.
+        :raise LeftUnfinished: the daemon stops, or another node has taken it over.
         """
         self._account.begin()
         try:
@@ -202,6 +203,9 @@ class Migration:
                 return await self._resume(self._left)
             try:
                 await self._to_the_commit()
+            except Superseded as problem:
+                await self._hand_over()
+                raise LeftUnfinished(str(problem)) from None
             except RegistryError as problem:
                 if self._barrier.entry is None:
                     raise
@@ -236,6 +240,7 @@ class Migration:
         await self._enter("commit")
         if self._carriage is not None:
             await self._see_targets()
+        await self._barrier.recheck(self._guard)
         self._final = True
         await self._barrier.commit()
 
@@ -377,10 +382,25 @@ class Migration:
         Who wants to stop the migration by now is not kept waiting for the sake of that.
         """
         late = self._host.reactor.seconds() + RELEASE_AT_MOST
-        while self._barrier.waiting() and not self._hurried:
-            if self._host.reactor.seconds() > late:
-                return
-            await deferLater(self._host.reactor, 0.01)
+        for waiting, every in (
+            (self._barrier.waiting, 0.01),
+            (self._barrier.waiting_elsewhere, 0.1),
+        ):
+            while not self._hurried and await waiting():
+                if self._host.reactor.seconds() > late:
+                    return
+                await deferLater(self._host.reactor, every)
+
+    async def _hand_over(self) -> None:
+        """Another node ends it: do nothing any more but what that node and the registry say."""
+        self._final = True
+        if self._carriage is not None:
+            self._carriage.begin_undoing()
+        self._host.dismiss(self.plan)
+        try:
+            await self._barrier.give_up()
+        except RegistryError as problem:  # then it is heard of
+            self._trouble(self.step, problem)
 
     async def _roll_back(self, reason: str, reached: str = "") -> None:
         """The source serves again; then say so.
@@ -525,6 +545,8 @@ class Migration:
         plain = json.loads(json.dumps(ledger.as_json()))
         try:
             await self._barrier.finish(state, last, reason, plain)
+        except Superseded as problem:  # who has taken it over ends it in the same way
+            log.info("{site}: {why}", site=self.site, why=problem)
         except RegistryError as problem:
             log.error(
                 "{site}: the end of migration {id} ({state}) is not recorded yet: {problem}",
@@ -549,6 +571,11 @@ class Migration:
         await self._hook("before", step)
         if self._barrier.entry is None or self._final or not step:
             self._begin(step)
+            return
+        # Where another node may take it over, no step that changes something is begun before
+        # it is known that none has.
+        if self._carriage is not None and not self._host.cluster.alone and begun("hold", step):
+            await self._guard(self._recorded(step))
         else:
             self._record(step)
 
@@ -578,11 +605,7 @@ class Migration:
         Requests wait, so nobody waits for the disk: every step up to the commit is undone
         in the same way, and if this cannot be written the commit cannot either.
         """
-        entry = self._barrier.entry
-        assert entry is not None
-        self._begin(step)
-        recorded = self._host.registry.step(entry.id, step)
-        recorded.addErrback(
+        self._recorded(step).addErrback(
             lambda failure: log.error(
                 "{site}: the step {step!r} is not recorded: {why}",
                 site=self.site,
@@ -590,6 +613,13 @@ class Migration:
                 why=failure.getErrorMessage(),
             )
         )
+
+    def _recorded(self, step: str) -> Deferred[None]:
+        """The same; fires when that is written."""
+        entry = self._barrier.entry
+        assert entry is not None
+        self._begin(step)
+        return self._host.registry.step(entry.id, step)
 
     def _teller(self, step: str, total: int) -> Callable[[int], None]:
         began = self._host.reactor.seconds()

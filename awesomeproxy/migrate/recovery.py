@@ -18,18 +18,20 @@ def is_own_hold(placement: Placement) -> bool:
 
 async def recover(
     registry: IRegistry,
+    mine: Callable[[Entry], bool] = lambda entry: True,
     carries: Callable[[Entry], bool] = lambda entry: False,
     leave: Callable[[Entry], None] = lambda entry: None,
 ) -> list[tuple[Entry, str]]:
     """Take migrations that a crash has left to their ends; before anything is served.
 
+    :param mine: whether it is for this node to do that.
     :param carries: whether there is data of one to be seen to; then it is left as it is ...
     :param leave: ... and handed to this.
     :return: the other entries, and what has become of each.
     """
     ended: list[tuple[Entry, str]] = []
     placements = await registry.placements()
-    for entry in await registry.unfinished():
+    for entry in filter(mine, await registry.unfinished()):
         if carries(entry):
             leave(entry)
             continue
