@@ -64,7 +64,10 @@ class Redis:
             argv = [program("redis-server"), *common, *quiet, *self._options]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log)
-        self.until("PONG", "PING")
+        late = time.monotonic() + PATIENCE
+        while not self.ask("PING").startswith(("PONG", "NOAUTH")):
+            assert time.monotonic() < late, (self.directory / "log").read_text()
+            time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it, by whatever signal."""
@@ -85,7 +88,7 @@ class Redis:
         return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
 
     def until(self, wanted: str, *words: str) -> None:
-        """Wait until ``wanted`` is in its answer."""
+        """Wait until its answer has ``wanted`` in it."""
         late = time.monotonic() + PATIENCE
         while wanted not in (answer := self.ask(*words)):
             assert time.monotonic() < late, f"{words} answers {answer!r}, not {wanted!r}"

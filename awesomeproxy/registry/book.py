@@ -217,12 +217,14 @@ class Book:
             placed[name] = stored
         return placed
 
-    def take_over(self, entry_id: int) -> Entry:
+    def take_over(self, entry_id: int, owner: str, life: int) -> Entry:
         entry = self._entry(entry_id)
+        if (entry.owner, entry.life) != (owner, life):
+            raise Superseded(f"{_called(entry)} was taken over by node {entry.owner}")
         if not entry.unfinished:
             raise NotAllowed(f"{_called(entry)} is {entry.state}: there is nothing to take over")
-        owner, life = self._store.me
-        taken = replace(entry, owner=owner, life=life)
+        heir, its_life = self._store.me
+        taken = replace(entry, owner=heir, life=its_life)
         self._store.put_entry(taken)
         return taken
 

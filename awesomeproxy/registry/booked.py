@@ -141,8 +141,8 @@ class BookedRegistry(ABC):
             lambda: self._book.finish(entry_id, state, placement, expected, reason, mine, along),
         )
 
-    def take_over(self, entry_id: int) -> Deferred[Entry]:
-        return self._write(Care.FIRM, [], lambda: self._book.take_over(entry_id))
+    def take_over(self, entry_id: int, owner: str, life: int) -> Deferred[Entry]:
+        return self._write(Care.FIRM, [], lambda: self._book.take_over(entry_id, owner, life))
 
     def unfinished(self) -> Deferred[list[Entry]]:
         return self._read(self._book.unfinished)

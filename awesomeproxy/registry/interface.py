@@ -243,12 +243,13 @@ class IRegistry(Interface):
         :class:`NotAllowed`.
         """
 
-    def take_over(entry_id: int) -> Deferred[Entry]:
-        """Become the one that carries a migration out, in place of a node that is gone.
+    def take_over(entry_id: int, owner: str, life: int) -> Deferred[Entry]:
+        """Become the one that carries a migration out, in place of ``owner`` in its ``life``.
 
-        Who calls it has made sure of that: the other can write nothing for it any more.
+        Who calls it has made sure that it is gone; it can write nothing for it any more.
 
-        Fails with :class:`NotAllowed` if it is finished.
+        Fails with :class:`NotAllowed` if it is finished, and with :class:`Superseded` if
+        somebody else has it by now.
         """
 
     def unfinished() -> Deferred[list[Entry]]:

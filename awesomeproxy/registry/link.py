@@ -18,15 +18,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.error import ConnectError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txredisapi import ConnectionError as Lost  # type: ignore[import-untyped]
-from txredisapi import RedisProtocol, ResponseError, SubscriberProtocol
+from txredisapi import ResponseError
 
 from awesomeproxy.model import Cluster
 from awesomeproxy.registry.interface import Doubtful, RegistryError, Unreachable
-from awesomeproxy.registry.master import Connections, Master, Refused, authenticate, password
+from awesomeproxy.registry.master import (
+    Asking,
+    Connections,
+    Hearing,
+    Master,
+    Refused,
+    authenticate,
+    password,
+)
 from awesomeproxy.registry.scripts import NAMES, WRITES, digest, script
 
 log = Logger()
@@ -179,8 +188,9 @@ class Link:
             except CancelledError:
                 raise
             except Exception as problem:
-                self._drop(str(problem) or type(problem).__name__)
-                if not isinstance(problem, Refused | OSError | Lost | ResponseError):
+                if self._connections or not isinstance(problem, Lost):  # else it is told already
+                    self._drop(str(problem) or type(problem).__name__)
+                if not isinstance(problem, Refused | OSError | ConnectError | Lost | ResponseError):
                     log.failure("{where}: cannot be reached", where=self.where)
             await deferLater(self._reactor, delay)
             delay = min(delay * GROWTH, LONGEST)
@@ -190,12 +200,12 @@ class Link:
         address = await self._master.find()
         word = password(self._cluster.password_file)
         endpoint = self._master.endpoint(address)
-        for kind in (RedisProtocol, RedisProtocol, SubscriberProtocol):
+        for kind in (Asking, Asking, Hearing):
             connection: Any = await endpoint.connect(Connections(kind))
             self._connections.append(connection)
             connection.whenDisconnected().addCallback(self._disconnected)
             await authenticate(connection, self._cluster.user, word)
-            if kind is SubscriberProtocol:
+            if kind is Hearing:
                 connection.messageReceived = self._heard
                 await gatherResults([connection.subscribe([each]) for each in self._channels])
             else:
@@ -236,9 +246,9 @@ class Link:
         if callback is not None:
             callback(message.decode())
 
-    def _disconnected(self, connection: RedisProtocol) -> None:
+    def _disconnected(self, connection: Asking | Hearing) -> None:
         if connection in self._connections:
-            self._drop("the connection was lost")
+            self._drop(connection.why_lost)
 
     def _drop(self, why: str) -> None:
         """Have no connection any more; it is made again."""

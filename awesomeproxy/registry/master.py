@@ -16,7 +16,8 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
-from txredisapi import RedisProtocol, ResponseError  # type: ignore[import-untyped]
+from twisted.python.failure import Failure
+from txredisapi import RedisProtocol, ResponseError, SubscriberProtocol  # type: ignore[import-untyped]
 
 from awesomeproxy.model import Cluster
 
@@ -129,19 +130,35 @@ class Master:
         return answer[0].decode(), int(answer[1])
 
 
+class _Telling:
+    why_lost = ""  # what ended it
+
+    def connectionLost(self, why: Failure) -> None:
+        self.why_lost = why.getErrorMessage()
+        super().connectionLost(why)  # type: ignore[misc]
+
+
+class Asking(_Telling, RedisProtocol):  # type: ignore[misc]
+    """A connection to ask on."""
+
+
+class Hearing(_Telling, SubscriberProtocol):  # type: ignore[misc]
+    """A connection to be told on."""
+
+
 class Connections(Factory):
     """Makes connections to Redis that give bytes for bytes."""
 
     noisy = False
 
-    def __init__(self, kind: type[RedisProtocol] = RedisProtocol, timeout: float = 5.0) -> None:
+    def __init__(self, kind: type[Asking | Hearing] = Asking, timeout: float = 5.0) -> None:
         """
         :param timeout: seconds that a reply may take, or the connection is taken for lost.
         """
         self._kind = kind
         self._timeout = timeout
 
-    def buildProtocol(self, addr: Any) -> RedisProtocol:
+    def buildProtocol(self, addr: Any) -> Asking | Hearing:
         connection = self._kind(charset=None, replyTimeout=self._timeout, convertNumbers=False)
         connection.factory = self
         return connection
