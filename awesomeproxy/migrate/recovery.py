@@ -32,7 +32,7 @@ async def recover(
     ended: list[tuple[Entry, str]] = []
     placements = await registry.placements()
     for left in filter(mine, await registry.unfinished()):
-        entry = await registry.take_over(left.id)
+        entry = await registry.take_over(left.id, left.owner, left.life)
         if carries(entry):
             leave(entry)
             continue
