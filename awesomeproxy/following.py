@@ -125,10 +125,12 @@ class Following:
         """What others move is not to be taken for something that is not there."""
         entry = self._view.entries.get(number)
         before = self._host.others.pop(number, None)
-        if entry is not None and entry.unfinished and entry.owner != self._me:
+        if entry is None:
+            if before is not None:
+                self._host.moved_elsewhere(before)
+        elif before is not None or entry.owner != self._me:
+            # One that this node has just taken over is the others' until it is taken up.
             self._host.others[number] = entry
-        elif before is not None:
-            self._host.moved_elsewhere(before)
         if (known := entry or before) is not None:
             for member in read(known).members:
                 self._host.tell_changed(member.name)

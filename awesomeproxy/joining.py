@@ -16,7 +16,7 @@ class IFollowed(IRegistry):
     """A registry that other nodes change, too."""
 
     view: View = Attribute("What it has, as far as this node has read it.")
-    on_change: Callable[[Change], None] = Attribute("Told what is another in the view.")
+    on_change: list[Callable[[Change], None]] = Attribute("Told what is another in the view.")
 
 
 async def enter(node: Any) -> tuple[IFollowed, ICluster]:

@@ -132,6 +132,7 @@ class Node:
         self.migrating = Migrating(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
+        self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
         self.stopping = False
 
@@ -249,7 +250,7 @@ class Node:
             self._entering = None
         self.registry = registry
         self.following = Following(self, registry.view, self.settings.name)
-        registry.on_change = self.adopt_all
+        registry.on_change.append(self.adopt_all)
         self.answering.begin()
         self.cluster.subscribe(self.heard_of)
 
@@ -477,6 +478,8 @@ class Node:
         self.placements[name] = placement
         if name.startswith(FILESYSTEM):
             self.residence.placed(name.removeprefix(FILESYSTEM))
+            if heard:
+                self.residence.heard(name.removeprefix(FILESYSTEM))
         elif name.startswith(DATABASE):
             database = self.databases.get(name.removeprefix(DATABASE))
             if database is None:
@@ -486,9 +489,10 @@ class Node:
             absent = self._absent(database, placement)
             self.plane.apply_database(DesiredDatabase(database, placement, admits, absent))
             self._watch_expiry(placement)
-            opened = known is not None and (known.mode, placement.mode) == (Mode.HOLDING, Mode.OPEN)
-            if opened and not heard:
-                self._rouse(name)
+            if known is not None and (known.mode, placement.mode) == (Mode.HOLDING, Mode.OPEN):
+                self._opened[name] = placement.generation
+            if not heard and self._opened.pop(name, None) == placement.generation:
+                self._rouse(name)  # once, by who has opened it, though it may be heard of before
         elif name in self.sites:
             self._apply(self.sites[name], placement)
         else:
@@ -750,7 +754,8 @@ class Node:
 
     def resume_serving(self) -> None:
         """The permit was renewed after it had lapsed."""
-        self.plane.resume()
+        if hasattr(self, "plane"):
+            self.plane.resume()
 
     def held(self) -> list[Observed]:
         """All that is to be held and is drained here, for the others to know."""
@@ -787,7 +792,10 @@ class Node:
             self.tell_changed(name)
         elif what == "member":
             states = {each.name: each.state for each in self.cluster.members()}
-            self.emit(event="node", node=name, state=states.get(name, "removed"))
+            state = states.get(name, "removed")
+            if state in ("gone", "fenced", "expired"):
+                log.warn("the node {name} is {state}", name=name, state=state)
+            self.emit(event="node", node=name, state=state)
             self.residence.look_after(name)
 
     # Watching

@@ -24,10 +24,17 @@ from awesomeproxy.cluster.interface import MEMBERS, ICluster, Member, Roll
 from awesomeproxy.following import Everything
 from awesomeproxy.model import Cluster, Observed, Placement, Receipt, Report
 from awesomeproxy.node import Node
+from awesomeproxy.registry.book import Book
 from awesomeproxy.registry.interface import Conflict, Entry, NotAllowed
 from awesomeproxy.registry.memory import MemoryRegistry, MemoryStore
 
 READS = ("placements", "definitions", "unfinished", "history", "subscribe", "close")
+
+
+class Store(MemoryStore):
+    """Records, and who it is that changes them now."""
+
+    me = ("", 0)
 
 
 class SharedView:
@@ -54,6 +61,8 @@ class Shared:
 
     def __init__(self) -> None:
         self.registry = MemoryRegistry()
+        self.store = Store()
+        self.registry._book = Book(self.store, time.time)
         self.nodes: dict[str, Fellow] = {}
         self.states: dict[str, Any] = {}
         self.silent: set[str] = set()  # who hears and says nothing
@@ -85,11 +94,12 @@ class FollowedRegistry:
     def __init__(self, shared: Shared, name: str) -> None:
         self._shared = shared
         self._name = name
-        self.view = SharedView(shared.registry._book._store)  # type: ignore[arg-type]
-        self.on_change: Callable[[Any], None] = lambda change: None
+        self.view = SharedView(shared.store)
+        self.on_change: list[Callable[[Any], None]] = []
 
     def __getattr__(self, method: str) -> Any:
         def call(*args: Any, **named: Any) -> Any:
+            self._shared.store.me = (self._name, 1)
             answer = getattr(self._shared.registry, method)(*args, **named)
             if method not in READS:
                 self._shared.changed()
@@ -128,7 +138,8 @@ class Fellow:
                 list({**dict.fromkeys(self._host.added), **view.definitions}),
                 list({**dict.fromkeys(self._host.others), **view.entries}),
             )
-            self._registry.on_change(change)
+            for callback in self._registry.on_change:
+                callback(change)
 
     async def join(self) -> None:
         self._shared.nodes[self.node] = self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from plane_stage import (
     reactor,
     twisted_test,
 )
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
 from awesomeproxy.migrate import planning
-from awesomeproxy.model import Mode
+from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
+from awesomeproxy.migrating import InTheWay, NotMigrating
+from awesomeproxy.model import Ledger, Mode
 from awesomeproxy.pausing import NotDrained, Overtaken
 
 
@@ -237,6 +241,110 @@ async def test_a_site_that_does_not_fit_a_node_is_held_there(tmp_path: Path) -> 
         client = await connect(nodes, "web1")
         await eventually(lambda: nodes["web1"].plane.sites["blog"].gate.waiting, "a held request")
         assert "is not a database" in nodes["web1"].observed("blog").trouble
+        client.abort()
+
+    await _with(tmp_path, test, always(OK))
+
+
+async def moving(nodes: Nodes, origins: list[Origin]) -> tuple[Deferred[Ledger], Wire, Wire]:
+    """A migration that ``web1`` has begun, and that waits for what is in flight at ``web2``."""
+    await defined(nodes, *origins)
+    client = await connect(nodes, "web2")
+    server = await origins[0].accept()
+    migration = Deferred.fromCoroutine(
+        nodes["web1"].migrate(
+            "blog",
+            "on1",
+            databases={},
+            max_pause=60.0,
+            force=False,
+            by="migrate",
+            progress=lambda *_, **__: None,
+        )
+    )
+    await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+    await eventually(lambda: nodes["web2"].owner_of("blog") == "web1", "the entry")
+    return migration, client, server
+
+
+@twisted_test
+async def test_a_migration_is_called_off_from_another_node(tmp_path: Path) -> None:
+    """Which knows of it, and lets nobody else begin one."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        migration, client, server = await moving(nodes, origins)
+        with pytest.raises(InTheWay, match="is being migrated to on1 by node web1"):
+            nodes["web2"].migrating.check_idle("blog")
+        assert await nodes["web2"].stop_migration("blog", "it was aborted") == "on1"
+        with pytest.raises(RolledBack, match="it was aborted"):
+            await migration
+        await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
+        await eventually(lambda: nodes["web2"].owner_of("blog") is None, "the end")
+        with pytest.raises(NotMigrating):
+            await nodes["web2"].stop_migration("blog", "it was aborted")
+        server.write(OK)
+        client.abort()
+
+    await _with(tmp_path, test, None, always(OK))
+
+
+@twisted_test
+async def test_a_migration_that_another_node_takes_over_is_left_to_it(tmp_path: Path) -> None:
+    """It rolls back what had not committed; the first does nothing any more."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        migration, client, server = await moving(nodes, origins)
+        (entry,) = await nodes["web2"].registry.unfinished()
+        taken = await nodes["web2"].registry.take_over(entry.id)
+        assert taken.owner == "web2"
+        nodes["web2"].take_up([taken])
+        with pytest.raises((LeftUnfinished, RolledBack)):
+            await migration
+        await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
+        store = nodes.shared.store
+        await eventually(lambda: not store.entries(None, unfinished=True, limit=-1), "the end")
+        (last,) = await nodes["web1"].registry.history("blog", 1)
+        assert (last.state, last.owner) == ("rolled back", "web2")
+        server.write(OK)
+        client.abort()
+
+    await _with(tmp_path, test, None, always(OK))
+
+
+@twisted_test
+async def test_a_node_that_was_killed_ends_what_it_has_left(tmp_path: Path) -> None:
+    """Before it serves anything: its own entry, and nobody else's."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        registry: Any = nodes["web1"].registry
+        seen = nodes["web1"].placement("blog")
+        hold = replace(seen, mode=Mode.HOLDING, by="migrate", then="resume")
+        nodes.shared.store.me = ("web3", 1)
+        entry = await nodes.shared.registry.begin("blog", "on0", "on1", hold, seen.generation)
+        nodes.shared.changed()
+        await eventually(lambda: nodes["web1"].owner_of("blog") == "web3", "the entry")
+        await nodes.start("web3")
+        await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
+        (last,) = await registry.history("blog", 1)
+        assert (last.id, last.state) == (entry.id, "rolled back")
+
+    await _with(tmp_path, test, always(OK), always(OK))
+
+
+@twisted_test
+async def test_what_is_withheld_waits_whatever_the_registry_says(tmp_path: Path) -> None:
+    """And goes on when it is not any more."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        nodes["web1"].withhold("the registry cannot be reached")
+        client = await connect(nodes, "web1")
+        await eventually(lambda: nodes["web1"].plane.sites["blog"].gate.waiting, "a held request")
+        assert nodes["web1"].observed("blog").trouble == "the registry cannot be reached"
+        assert await ask(nodes, "web2") == 200
+        nodes["web1"].withhold("")
+        assert (await client.answer()).status == 200
         client.abort()
 
     await _with(tmp_path, test, always(OK))

@@ -31,7 +31,8 @@ async def recover(
     """
     ended: list[tuple[Entry, str]] = []
     placements = await registry.placements()
-    for entry in filter(mine, await registry.unfinished()):
+    for left in filter(mine, await registry.unfinished()):
+        entry = await registry.take_over(left.id)
         if carries(entry):
             leave(entry)
             continue
