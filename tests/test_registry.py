@@ -37,6 +37,7 @@ from awesomeproxy.registry.interface import (
     IRegistry,
     NotAllowed,
     RegistryError,
+    Superseded,
 )
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.registry.memory import MemoryRegistry
@@ -556,6 +557,16 @@ async def test_a_subscriber_that_fails_harms_nobody(
     assert (await registry.place(Placement("blog", "web1"), 0)).generation == 1
     assert heard == ["blog"]
     assert len(logged_failures.flush(ZeroDivisionError)) == 1
+
+
+@ensureDeferred
+async def test_a_migration_may_be_taken_over(registry: Registry) -> None:
+    """In place of who has it, and of nobody else; not once it has ended."""
+    entry = await begun(registry)
+    assert await registry.take_over(entry.id, "", 0) == entry
+    assert "taken over" in await refused(Superseded, registry.take_over(entry.id, "web9", 1))
+    await registry.finish(entry.id, "rolled back", BACK, 2)
+    assert "rolled back" in await refused(NotAllowed, registry.take_over(entry.id, "", 0))
 
 
 @ensureDeferred
