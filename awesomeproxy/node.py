@@ -39,7 +39,7 @@ from awesomeproxy.defining import define_all
 from awesomeproxy.files import RESERVED, affordable, open_files
 from awesomeproxy.following import Change, Following
 from awesomeproxy.happenings import Happenings
-from awesomeproxy.joining import IFollowed
+from awesomeproxy.joining import Surroundings
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import read
@@ -78,7 +78,7 @@ CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
 
 
-Enter = Callable[["Node"], Coroutine[Any, Any, tuple[IFollowed, ICluster]]]
+Enter = Callable[["Node"], Coroutine[Any, Any, Surroundings]]
 
 
 class Stopping(Exception):
@@ -106,7 +106,7 @@ class Node:
         """
         self.reactor = reactor
         self._enter = enter
-        self._entering: Deferred[tuple[IFollowed, ICluster]] | None = None
+        self._entering: Deferred[Surroundings] | None = None
         self.path = path
         self.settings = settings
         self.sites: dict[str, Site] = {}
@@ -243,14 +243,14 @@ class Node:
         """Be one of a cluster, though no member yet."""
         self._entering = Deferred.fromCoroutine(self._enter(self))
         try:
-            registry, self.cluster = await self._entering
+            found = await self._entering
         except CancelledError:
             raise Stopping from None
         finally:
             self._entering = None
-        self.registry = registry
-        self.following = Following(self, registry.view, self.settings.name)
-        registry.on_change.append(self.adopt_all)
+        self.registry, self.cluster = found.registry, found.cluster
+        self.following = Following(self, found.view, self.settings.name)
+        found.on_change.append(self.adopt_all)
         self.answering.begin()
         self.cluster.subscribe(self.heard_of)
 

@@ -44,6 +44,8 @@ async def missing(cluster: ICluster, roll: Roll) -> str:
     names = sorted({name for name, _ in roll.missing})
     seen = await cluster.ask("observed", {"names": names}, ANSWER_IN, nodes)
     members = {each.name: each for each in cluster.members()}
+    there = [node for node in nodes if node not in members or members[node].state != "gone"]
+    seen = await cluster.ask("observed", {"names": names}, ANSWER_IN, there) if there else {}
     texts = [_why(node, members.get(node), seen.get(node)) for node in nodes]
     if cluster.alone:
         return f"there were still {_load(seen[cluster.node])} {ADVICE}"

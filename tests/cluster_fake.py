@@ -22,6 +22,7 @@ from awesomeproxy import config
 from awesomeproxy.cluster.alone import reported
 from awesomeproxy.cluster.interface import MEMBERS, ICluster, Member, Roll
 from awesomeproxy.following import Everything
+from awesomeproxy.joining import Surroundings
 from awesomeproxy.model import Cluster, Observed, Placement, Receipt, Report
 from awesomeproxy.node import Node
 from awesomeproxy.registry.book import Book
@@ -250,10 +251,11 @@ class Nodes:
         await node.start(lambda path: succeed(_NoPort()))  # type: ignore[arg-type]
         return node
 
-    async def _enter(self, node: Node) -> tuple[Any, ICluster]:
+    async def _enter(self, node: Node) -> Surroundings:
         registry = FollowedRegistry(self.shared, node.settings.name)
         cluster: ICluster = Fellow(self.shared, registry, node)
-        return registry, cluster
+        any_registry: Any = registry
+        return Surroundings(any_registry, registry.view, registry.on_change, cluster)
 
     def port(self, name: str) -> int:
         """Where a node listens."""
