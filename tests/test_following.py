@@ -295,7 +295,7 @@ async def test_a_migration_that_another_node_takes_over_is_left_to_it(tmp_path: 
     async def test(nodes: Nodes, origins: list[Origin]) -> None:
         migration, client, server = await moving(nodes, origins)
         (entry,) = await nodes["web2"].registry.unfinished()
-        taken = await nodes["web2"].registry.take_over(entry.id)
+        taken = await nodes["web2"].registry.take_over(entry.id, entry.owner, entry.life)
         assert taken.owner == "web2"
         nodes["web2"].take_up([taken])
         with pytest.raises((LeftUnfinished, RolledBack)):

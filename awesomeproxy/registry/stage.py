@@ -111,6 +111,8 @@ class Stage:
             entry = running.get(number) or entry_of(self._view.ended[number])
             if site is None or entry.concerns(site):
                 found.append(entry)
+        for each in found if unfinished else ():  # it may have ended, which we have not heard
+            self._note("journal", str(each.id))
         return found
 
     def entry(self, entry_id: int) -> Entry | None:
