@@ -271,12 +271,12 @@ class _NoPort:
 
 
 @contextlib.asynccontextmanager
-async def some_nodes(directory: Path, *names: str) -> AsyncIterator[Nodes]:
-    """A cluster of nodes with these names."""
+async def some_nodes(directory: Path, *names: str, more: str = "") -> AsyncIterator[Nodes]:
+    """A cluster of nodes with these names, and this in their configuration."""
     found = Nodes(directory)
     try:
         for name in names:
-            await found.start(name)
+            await found.start(name, more)
         yield found
     finally:
         for name in list(found.nodes):

@@ -18,6 +18,7 @@ from plane_stage import (
     eventually,
     one_request,
     reactor,
+    turns,
     twisted_test,
 )
 from twisted.internet.defer import Deferred
@@ -348,3 +349,44 @@ async def test_what_is_withheld_waits_whatever_the_registry_says(tmp_path: Path)
         client.abort()
 
     await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_a_database_is_held_only_when_all_nodes_have_drained_its_sites(
+    tmp_path: Path,
+) -> None:
+    """A request in flight on another node may need one more connection to it."""
+    origins = [Origin(None).listen() for _ in range(3)]
+    shop = (
+        '[databases.shop]\nprotocol = "tcp"\nendpoint = "tcp:port=0:interface=127.0.0.1"\n'
+        f'backend = "a"\nbackends.a.server = "tcp://127.0.0.1:{origins[1].number}"\n'
+        f'backends.b.server = "tcp://127.0.0.1:{origins[2].number}"\n'
+    )
+    try:
+        async with some_nodes(tmp_path, "web1", "web2", more=shop) as nodes:
+            await defined(nodes, origins[0], uses=["shop"])
+            client = await connect(nodes, "web2")
+            server = await origins[0].accept()
+            migration = nodes["web1"].migrate(
+                "database:shop",
+                "b",
+                databases={},
+                max_pause=60.0,
+                force=False,
+                by="migrate",
+                progress=lambda *_, **__: None,
+            )
+            ended = Deferred.fromCoroutine(migration)
+            await eventually(lambda: {m for m, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+            await turns(20)
+            databases = [node.placement("database:shop") for node in nodes.nodes.values()]
+            assert {(each.mode, each.backend) for each in databases} == {(Mode.OPEN, "a")}
+            server.write(OK)
+            assert (await ended).outcome == "done"
+            await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the release")
+            databases = [node.placement("database:shop") for node in nodes.nodes.values()]
+            assert {(each.mode, each.backend) for each in databases} == {(Mode.OPEN, "b")}
+            client.abort()
+    finally:
+        for origin in origins:
+            await origin.refuse()
