@@ -300,3 +300,39 @@ async def test_sentinels_are_followed(group: Watched, tmp_path: Path) -> None:
         placed = await one.place(HOLD, one.view.placements["blog"].generation)
         assert placed.generation == EPOCH + 1
         await until(lambda: two.view.placements["blog"] == placed)
+
+
+@ensureDeferred
+async def test_what_a_fail_over_loses_a_node_gives_back(group: Watched, tmp_path: Path) -> None:
+    """The replica had not had the last change when the master died."""
+    cluster = cluster_of(*group.sentinels, master=group.name)
+    async with nodes(tmp_path, cluster) as (one, two):
+        await one.place(BLOG, 0)
+        group.replica.until("master_link_status:up", "INFO", "replication")
+        master, replica = group.master, group.replica
+        replica.signal(signal.SIGSTOP)
+        master.ask("CLIENT", "KILL", "TYPE", "replica")  # nothing more is on its way to it
+        held = await one.place(HOLD, 1)
+        await until(lambda: two.view.placements["blog"] == held)
+        master.stop(signal.SIGKILL)
+        replica.signal(signal.SIGCONT)
+        await until(lambda: not one.link.ready)
+        await until(lambda: one.link.ready and two.link.ready)
+        assert one.counters["mended"] + two.counters["mended"] >= 1
+        assert (await one.placements())["blog"] == (await two.placements())["blog"] == held
+
+
+@ensureDeferred
+async def test_what_has_to_be_kept_waits_for_replicas(group: Watched, tmp_path: Path) -> None:
+    """A commit is answered when a replica has it, and not before."""
+    cluster = cluster_of(*group.sentinels, master=group.name, replicas=1)
+    async with nodes(tmp_path, cluster, 1) as (one,):
+        await one.place(BLOG, 0)
+        entry = await one.begin("blog", "web1", "web2", HOLD, 1)
+        group.replica.signal(signal.SIGSTOP)
+        committing = one.commit(entry.id, replace(HOLD, backend="web2"), 2)
+        await until(lambda: one.view.placements["blog"].backend == "web2")
+        assert await one.link.copied() == 0
+        assert not committing.called
+        group.replica.signal(signal.SIGCONT)
+        assert (await committing)["blog"].generation == 3

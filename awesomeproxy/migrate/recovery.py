@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from awesomeproxy.model import Mode, Placement
-from awesomeproxy.registry.interface import Companion, Entry, IRegistry
+from awesomeproxy.registry.interface import Companion, Entry, IRegistry, Superseded
 
 
 def is_own_hold(placement: Placement) -> bool:
@@ -32,7 +32,10 @@ async def recover(
     ended: list[tuple[Entry, str]] = []
     placements = await registry.placements()
     for left in filter(mine, await registry.unfinished()):
-        entry = await registry.take_over(left.id, left.owner, left.life)
+        try:
+            entry = await registry.take_over(left.id, left.owner, left.life)
+        except Superseded:  # another node has seen that we were gone
+            continue
         if carries(entry):
             leave(entry)
             continue

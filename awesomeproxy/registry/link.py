@@ -109,7 +109,7 @@ class Link:
         name = (self.keys + channel).encode()
         self._channels[name] = callback
         if self._connections:
-            self._connections[2].subscribe([name])
+            self._connections[2].subscribe([name]).addErrback(lambda _: None)
 
     async def call(self, name: str, *args: str, firm: bool = False) -> str:
         """What a script answers.

@@ -16,16 +16,18 @@ def packed(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def placement_text(placement: Placement) -> str:
-    """A placement, without its name, which is that of the record."""
+def placement_text(placement: Placement, change: str) -> str:
+    """A placement, without its name, which is that of the record.
+
+    :param change: what the change is called that has made it so.
+    """
     fields = asdict(placement)
     del fields["site"]
-    return packed(fields)
+    return packed({**fields, "change": change})
 
 
-def placement_of(name: str, text: str) -> Placement:
+def placement_of(name: str, fields: dict[str, Any]) -> Placement:
     """The placement in a record."""
-    fields = json.loads(text)
     return Placement(
         site=intern(name),
         backend=intern(fields["backend"]),
@@ -37,13 +39,14 @@ def placement_of(name: str, text: str) -> Placement:
     )
 
 
-def entry_text(entry: Entry) -> str:
-    """A migration."""
-    return packed(asdict(entry))
+def entry_text(entry: Entry, change: str) -> str:
+    """A migration, and what the change is called that has made it so."""
+    return packed({**asdict(entry), "change": change})
 
 
 def entry_of(text: str) -> Entry:
     """The migration in a record."""
     fields = json.loads(text)
+    del fields["change"]
     fields["along"] = tuple(Companion(**each) for each in fields["along"])
     return Entry(**fields)

@@ -4,8 +4,8 @@ The rules are those of all registries: a :class:`.book.Book` is run on this node
 records, and what it has read and wants to write is handed to Redis, which does all of it if
 nothing of what was read has changed, and otherwise says what has; then it is run again.
 
-A change whose answer was lost is asked for again under the same number, by which Redis knows
-whether it has done it.
+A change whose answer was lost is run again on what is there then.  If it is refused because it
+has been made, the records say so: they carry what the change is called.
 """
 
 from __future__ import annotations
@@ -140,66 +140,59 @@ class RedisRegistry(BookedRegistry):
 
     async def _written(self, care: Care, work: Callable[[], R]) -> R:
         self._check_open()
-        for _ in range(TRIES):
-            if not self.link.ready:
-                await self.back(None if care is Care.FIRM else PATIENCE)
-            self._stage.clear()
-            problem = result = None
+        patience = None if care is Care.FIRM else PATIENCE
+        doubtful: dict[str, Any] = {}  # what may have been made, and what came of it
+        tries = 0
+        while tries < TRIES:
+            try:
+                await self.back(patience)
+            except Unreachable as problem:
+                raise (Doubtful(str(problem)) if doubtful else problem) from None
+            change = f"{self.node}:{secrets.token_hex(8)}"
+            self._stage.clear(change)
+            result = refused = None
             try:
                 result = work()
-            except RegistryError as refused:
-                problem = refused  # if what it was refused for is still so
-            asked, changes = self._stage.asked(), self._stage.changes and problem is None
-            if problem is not None:
-                asked = packed({**json.loads(asked), "puts": []})
-            if await self._asked(care, asked, changes):
-                if problem is not None:
-                    raise problem
-                return result  # type: ignore[return-value]
+            except RegistryError as problem:
+                refused = problem  # if what it is refused for is still so
+            changes = self._stage.changes and refused is None
+            try:
+                current = await self._ask(self._stage.asked(changes))
+                if not current:
+                    tries += 1
+                    continue
+                if refused is not None:
+                    made = [each for each in doubtful if self.view.made(each)]
+                    if not made:
+                        raise refused
+                    result = doubtful[made[0]]  # it is refused because it has been made
+                if care is Care.FIRM and self._firm:
+                    await self._kept()
+            except (Unreachable, Doubtful):
+                if changes:
+                    doubtful[change] = result
+                continue
+            return result  # type: ignore[return-value]
         raise Unreachable(f"{self.link.where}: others change this too often; try again")
 
-    async def _asked(self, care: Care, asked: str, changes: bool) -> bool:
+    async def _ask(self, asked: str) -> bool:
         """Have a change made; whether it was, because all was still as it was read."""
-        number = secrets.token_hex(8)
-        in_doubt = False
-        while True:
-            try:
-                life = str(self.life) if self.life else ""
-                answer = await self.link.call("write", self.node, life, asked, number, firm=True)
-            except (Doubtful, Unreachable) as problem:
-                in_doubt = in_doubt or isinstance(problem, Doubtful)
-                if not changes:
-                    raise Unreachable(str(problem)) from None
-                try:
-                    await self.back(None if care is Care.FIRM else PATIENCE)
-                except Unreachable as still:
-                    raise (Doubtful(str(still)) if in_doubt else still) from None
-                continue
-            word, _, rest = answer.partition("\n")
-            if word == "STALE":
-                self._tell_of(self.view.take(rest.split("\n")))
-                return False
-            if word == "GONE":
-                raise Superseded("this node was taken for dead; it joins again by itself")
-            if word == "DONE":
-                await self.catch_up()
-            else:
-                self._heard(answer.removeprefix("OK "))
-            if care is not Care.FIRM or not changes or await self._kept():
-                return True
-            in_doubt = True  # lost before enough replicas had it
-
-    async def _kept(self) -> bool:
-        """Wait until as many replicas have it as must; whether they have."""
-        while self._firm:
-            if self._closed:
-                raise Doubtful(f"{self.link.where} is closed, and too few replicas have the change")
-            try:
-                if await self.link.copied() >= self._firm:
-                    return True
-            except Unreachable:
-                return False
+        life = str(self.life) if self.life else ""
+        answer = await self.link.call("write", self.node, life, asked, firm=True)
+        word, _, rest = answer.partition("\n")
+        if word == "STALE":
+            self._tell_of(self.view.take(rest.split("\n")))
+            return False
+        if word == "GONE":
+            raise Superseded("this node was taken for dead; it joins again by itself")
+        self._heard(answer.removeprefix("OK "))
         return True
+
+    async def _kept(self) -> None:
+        """Wait until as many replicas have it as must."""
+        while await self.link.copied() < self._firm:
+            if self._closed:
+                raise RegistryError(f"{self.link.where} is closed, and too few replicas have it")
 
     async def catch_up(self) -> None:
         """Read what was changed since.
@@ -266,7 +259,8 @@ class RedisRegistry(BookedRegistry):
     def _caught_up(self, result: Any) -> None:
         self._catching_up = None
         if isinstance(result, Failure):
-            result.trap(RegistryError)  # type: ignore[no-untyped-call]  # it is read whole when the registry is back
+            # It is read whole when the registry is back.
+            result.trap(RegistryError)  # type: ignore[no-untyped-call]
 
     def _tell_of(self, change: Change) -> None:
         if not change:

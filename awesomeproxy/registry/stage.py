@@ -26,17 +26,26 @@ class Stage:
         self._epoch = epoch
         self.clear()
 
-    def clear(self) -> None:
-        """Begin anew."""
+    def clear(self, change: str = "") -> None:
+        """Begin anew.
+
+        :param change: what it is called.
+        """
+        self._change = change
         self._read: dict[tuple[str, str], str] = {}
         self._put: dict[tuple[str, str], tuple[str, str]] = {}
         self._made: dict[tuple[str, str], Any] = {}
         self._more: dict[str, int] = {}
 
-    def asked(self) -> str:
-        """What the script ``write`` is to do."""
+    def asked(self, changes: bool) -> str:
+        """What the script ``write`` is to do.
+
+        :param changes: false: only to see whether what was read is still so.
+        """
         checks = [[*key, version] for key, version in self._read.items()]
         puts = [[*key, *put] for key, put in self._put.items()]
+        if not changes:
+            return packed({"checks": checks, "puts": []})
         return packed({"checks": checks, "puts": puts, **self._more})
 
     @property
@@ -74,7 +83,7 @@ class Stage:
         return made
 
     def put_placement(self, placement: Placement) -> None:
-        text = placement_text(placement)
+        text = placement_text(placement, self._change)
         self._set("placements", placement.site, text, placement, gate(placement))
 
     def drop_placement(self, site: str) -> None:
@@ -111,6 +120,8 @@ class Stage:
             entry = running.get(number) or entry_of(self._view.ended[number])
             if site is None or entry.concerns(site):
                 found.append(entry)
+        for each in found if unfinished else ():  # it may have ended, which we have not heard
+            self._note("journal", str(each.id))
         return found
 
     def entry(self, entry_id: int) -> Entry | None:
@@ -121,7 +132,7 @@ class Stage:
         return entry_of(ended) if ended else None
 
     def put_entry(self, entry: Entry) -> None:
-        self._set("journal", str(entry.id), entry_text(entry), entry)
+        self._set("journal", str(entry.id), entry_text(entry, self._change), entry)
         if entry.id > self._view.last_id:
             self._set(*LAST, str(entry.id), entry.id)
         if not entry.unfinished:

@@ -17,6 +17,7 @@ from awesomeproxy.registry.book import HISTORY
 from awesomeproxy.registry.interface import Entry
 from awesomeproxy.registry.records import entry_of, entry_text, placement_of, placement_text
 
+RECENT = 1000  # records of which it is known by which change
 EPOCH = 1 << 32  # how far the versions, and the generations, of two epochs are apart at least
 
 
@@ -51,6 +52,7 @@ class View:
         self.mounts: dict[str, dict[str, Any]] = {}  # by FILESYSTEM@NODE
         self.last_id = 0
         self.version = 0  # up to here nothing is missing
+        self._changes: dict[str, str] = {}  # what has made records so, of those changed last
         self._versions: dict[str, int] = {}  # of each record, by HASH/FIELD; of lost ones, too
 
     def stored(self, key: str) -> str:
@@ -101,7 +103,9 @@ class View:
     def _take(self, name: str, item: str, body: str, change: Change) -> None:
         if name == "placements":
             if body:
-                self.placements[item] = placement_of(item, body)
+                fields = json.loads(body)
+                self.placements[item] = placement_of(item, fields)
+                self._made_by(name, item, fields["change"])
             else:
                 self.placements.pop(item, None)
             change.placements.add(item)
@@ -139,11 +143,23 @@ class View:
 
     def _take_entry(self, number: int, body: str) -> None:
         entry = entry_of(body)
+        self._made_by("journal", str(number), json.loads(body)["change"])
         if entry.unfinished:
             self.entries[number] = entry
             return
         self.entries.pop(number, None)
         self.ended[number] = body
+
+    def _made_by(self, name: str, item: str, change: str) -> None:
+        key = f"{name}/{item}"
+        self._changes.pop(key, None)
+        self._changes[key] = change
+        if len(self._changes) > RECENT:
+            del self._changes[next(iter(self._changes))]
+
+    def made(self, change: str) -> bool:
+        """Whether a change is what has made a record as it is, of those changed last."""
+        return change in self._changes.values()
 
     def _has(self, key: str) -> bool:
         name, item = key.split("/", 1)
@@ -155,17 +171,20 @@ class View:
 
     def _body(self, name: str, item: str) -> tuple[str, str]:
         """A record as it is written, and what that does to the gate."""
+        change = self._changes.get(f"{name}/{item}", "")
         if name == "placements":
             placement = self.placements.get(item)
             if placement is None:
                 return "", "open"
-            return placement_text(placement), gate(placement)
+            return placement_text(placement, change), gate(placement)
         if name == "definitions":
             return self.definitions.get(item, ""), ""
         if name == "journal":
             number = int(item)
             unfinished = self.entries.get(number)
-            return (entry_text(unfinished) if unfinished else self.ended.get(number, "")), ""
+            return (
+                entry_text(unfinished, change) if unfinished else self.ended.get(number, "")
+            ), ""
         if name == "counters":
             return str(self.last_id), ""
         if name == "forgotten":

@@ -1,7 +1,5 @@
 -- node, life ('' for none), {checks: [[hash, field, version]], puts: [[hash, field, body, flag]],
--- trim?, finished?}, the change's own number: all of it, if what it was made of is still so.
-local done = P..'done:'..ARGV[5]
-if redis.call('EXISTS', done) == 1 then return 'DONE' end
+-- trim?, finished?}: all of it, if what it was made of is still so.
 if ARGV[3] ~= '' and not member(ARGV[2], ARGV[3]) then return 'GONE' end
 local asked, stale = cjson.decode(ARGV[4]), {}
 for _, c in ipairs(asked.checks) do
@@ -16,5 +14,4 @@ if asked.trim then
   end
 end
 if asked.finished then redis.call('ZADD', P..'finished', asked.finished, asked.finished) end
-redis.call('SET', done, '1', 'EX', 600)
 return 'OK '..tell()
