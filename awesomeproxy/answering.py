@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -12,7 +12,16 @@ from awesomeproxy import __version__
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrating import Migrating
-from awesomeproxy.model import DATABASE, Counters, Database, Observed, Placement, Settings, Site
+from awesomeproxy.model import (
+    DATABASE,
+    Counters,
+    Database,
+    Generation,
+    Observed,
+    Placement,
+    Settings,
+    Site,
+)
 from awesomeproxy.proxy.plane import Plane
 
 ANSWER_IN = 1.0  # seconds; who has not answered by then is left out
@@ -33,6 +42,9 @@ class Host(Protocol):
     def observed(self, name: str) -> Observed:
         """What the workers report of it; KeyError if it is not served."""
 
+    def try_out(self, name: str, backend: str, generation: Generation, admits: list[str]) -> None:
+        """Have a held database on ``backend`` for those who may connect to it."""
+
     @property
     def migrating(self) -> Migrating:
         """Its migrations."""
@@ -52,6 +64,7 @@ class Answering:
         cluster.answers("counters", self.counters)
         cluster.answers("cut", self.cut)
         cluster.answers("stop", self.stop)
+        cluster.answers("trial", self.trial)
 
     # Answers
 
@@ -96,6 +109,12 @@ class Answering:
     def cut(self, name: str) -> int:
         """Break off what is in flight; answer with how much that was."""
         return self._host.plane.cut(name)
+
+    def trial(self, tried: Mapping[str, tuple[str, Generation, list[str]]]) -> int:
+        """Let servers try databases that are held; see :meth:`Node.try_out`."""
+        for name, (backend, generation, admits) in tried.items():
+            self._host.try_out(name, backend, generation, admits)
+        return len(tried)
 
     def stop(self, site: str, reason: str) -> Deferred[dict[str, str]]:
         """Call off a migration; see :meth:`Migrating.stop_here`."""

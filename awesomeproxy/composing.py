@@ -45,6 +45,30 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
     return sites
 
 
+def adding(
+    settings: Settings, present: Iterable[Site], tables: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Site]:
+    """The sites of ``tables``, beside or instead of those that are ``present``.
+
+    :raise ConfigError: a table is wrong, or does not fit the node or the other sites.
+    """
+    problems: list[str] = []
+    sites: dict[str, Site] = {}
+    for name, table in tables.items():
+        try:
+            sites[name] = config.site_from_table(name, table, SOURCE)
+        except config.ConfigError as problem:
+            problems += problem.problems
+    claims = consistency.Claims(site for site in present if site.name not in tables)
+    for site in sites.values():
+        problems += claims.overlaps(site)
+        problems += (*_misfits(site, settings), *_homeless(site, settings))
+        claims.add(site)
+    if problems:
+        raise config.ConfigError(problems)
+    return sites
+
+
 def fitting(settings: Settings, name: str, table: Mapping[str, Any]) -> tuple[Site, str]:
     """A site that another node has added, and why it does not fit this one; empty: it does.
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import gatherResults
 
 from awesomeproxy import config
-from awesomeproxy.composing import compose, misplaced
+from awesomeproxy.composing import adding, misplaced
 from awesomeproxy.migrating import Migrating
 from awesomeproxy.model import Database, Placement, Settings, Site
 from awesomeproxy.registry.interface import IRegistry
@@ -55,7 +55,7 @@ async def define_all(host: Host, tables: Mapping[str, dict[str, Any]]) -> dict[s
         if problems:
             raise config.ConfigError(problems)
         new = {name: table for name, table in tables.items() if host.added.get(name) != table}
-        sites = compose(host.settings, {**host.added, **new})
+        sites = adding(host.settings, host.sites.values(), new)
         wrong = misplaced([sites[name] for name in new], host.placements)
         if wrong:
             raise config.ConfigError(list(wrong.values()))

@@ -112,6 +112,29 @@ class Following:
             Everything(list(view.placements), list(view.definitions), list(view.entries))
         )
 
+    def fitting(self, settings: Settings) -> tuple[dict[str, Site], dict[str, str]]:
+        """All sites under other settings, and which of them do not fit those, and why."""
+        sites: dict[str, Site] = {}
+        misfits: dict[str, str] = {}
+        for name in self._view.definitions:
+            site, misfit = self._site(settings, name, self._host.added[name])
+            if site is not None:
+                sites[name] = site
+            if misfit:
+                misfits[name] = misfit
+        return sites, misfits
+
+    def _site(
+        self, settings: Settings, name: str, table: dict[str, Any]
+    ) -> tuple[Site | None, str]:
+        """A site, if there can be one, and why it does not fit, if it does not."""
+        if name not in self._host.placements:
+            return None, f"sites.{name}: is not placed"
+        try:
+            return fitting(settings, name, table)
+        except ConfigError as problem:
+            return self._host.sites.get(name), str(problem)  # as it was: it is held anyway
+
     def take_over(self, change: Change) -> None:
         """Everything that ``change`` names is from now on as the view has it."""
         for number in change.entries:
@@ -157,17 +180,10 @@ class Following:
         if host.added.get(name) == table:
             return
         host.added[name] = table
-        try:
-            site, misfit = fitting(host.settings, name, table)
-        except ConfigError as problem:
-            site, misfit = None, str(problem)
-        if name not in host.placements:
-            site, misfit = None, f"sites.{name}: is not placed"
+        site, misfit = self._site(host.settings, name, table)
         host.misfits.pop(name, None)
         if misfit:
             host.misfits[name] = misfit
             log.error("{misfit}; it is held on this node", misfit=misfit)
         if site is not None:
             host.define(site)
-        elif name in host.sites:  # as it was before, which is not what it should be
-            host.define(host.sites[name])

@@ -74,6 +74,7 @@ from awesomeproxy.watching import Watching
 
 log = Logger()
 
+TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
 
@@ -361,7 +362,8 @@ class Node:
 
     def undefine(self, name: str) -> None:
         """A site is served no more; where it is placed stays known."""
-        self.sites.pop(name, None)
+        if self.sites.pop(name, None) is None:
+            return
         self.plane.remove(name)
         self.keeper.undefine(name)
         self.watching.forget(name)
@@ -381,7 +383,11 @@ class Node:
         """
         async with self.changing():
             settings = unchanged_kept(self.settings, config.load(self.path))
-            sites = compose(settings, self.added)
+            misfits: dict[str, str] = {}
+            if self.following is None:
+                sites = compose(settings, self.added)
+            else:
+                sites, misfits = self.following.fitting(settings)
             self._check(sites, settings)
             # What may fail comes first; all the rest happens in one turn.
             await self.place(sites.values())
@@ -390,7 +396,10 @@ class Node:
             async with self.certifying.reading(settings.tls) as take:
                 self.plane.access_log.reopen()
                 await self.plane.listen(settings.listen, settings.databases.values())
+                before, self.misfits = self.misfits, misfits
                 result, known = self._take_over(settings, sites, take())
+                for name in (before.keys() ^ misfits.keys()) & self.sites.keys():
+                    self.adopt(self.placements[name])
         await known
         return result
 
@@ -473,8 +482,10 @@ class Node:
         known = self.placements.get(name)
         if known is not None and known.generation + heard > placement.generation:
             return
-        if heard and placement.by.startswith(MOUNTED_ON):
-            self.residence.doubt(name)
+        if heard:
+            self._admitted.pop(name, None)
+            if placement.by.startswith(MOUNTED_ON):
+                self.residence.doubt(name)
         self.placements[name] = placement
         if name.startswith(FILESYSTEM):
             self.residence.placed(name.removeprefix(FILESYSTEM))
@@ -688,9 +699,24 @@ class Node:
     async def _admit(self, plan: Plan) -> None:
         held = [member.name for member in plan.members if member.is_database]
         if held:
-            self._admitted |= dict.fromkeys(held, await self.moves.admitted(plan))
+            admits = await self.moves.admitted(plan)
+            tried = {}
             for name in held:
-                self.adopt(self.placements[name])
+                placement = self.placements[name]
+                self.try_out(name, placement.backend, placement.generation, list(admits))
+                tried[name] = (placement.backend, placement.generation, list(admits))
+            if not self.cluster.alone:  # servers may reach a database through any node
+                await self.cluster.ask("trial", {"tried": tried}, TRIAL_IN)
+
+    def try_out(self, name: str, backend: str, generation: Generation, admits: list[str]) -> None:
+        """Have a held database on ``backend`` for those who try it; a newer placement ends that.
+
+        :param admits: the addresses of who may connect to it.
+        """
+        placement = self.placements.get(name)
+        if placement is not None and placement.generation == generation:
+            self._admitted[name] = frozenset(admits)
+            self.adopt(replace(placement, backend=backend))
 
     def dismiss(self, plan: Plan) -> None:
         """Let nobody past them any more."""

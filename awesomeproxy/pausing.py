@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import random
 from typing import Any, Literal, Protocol
 
 from twisted.internet.defer import Deferred, DeferredLock
@@ -308,9 +309,10 @@ class Pauses:
         self.forget_expiry(name)
         expires = placement.expires
         if placement.mode is Mode.HOLDING and expires is not None and placement.then == "resume":
-            self._expire_in(
-                name, max(0.0, expires - self._host.cluster.now()), placement.generation
-            )
+            left = max(0.0, expires - self._host.cluster.now())
+            if not self._host.cluster.alone:  # all nodes will try, of which one is enough
+                left += random()
+            self._expire_in(name, left, placement.generation)
 
     def forget_expiry(self, name: str) -> None:
         """The site's hold, if there is one, ends by itself no more."""

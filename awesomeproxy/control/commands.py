@@ -276,12 +276,13 @@ async def site_remove(node: Node, call: Call, name: str) -> Mapping[str, Any]:
 
 async def remove_site(node: Node, name: str) -> None:
     """Serve a site no more that was added by a command, and has nothing to do with a change."""
-    await node.registry.undefine(name)
-    del node.added[name]
+    placed = node.placements[name].generation
+    await node.registry.undefine(name)  # of which this node may have heard by then
+    node.added.pop(name, None)
     node.undefine(name)
     try:
-        await node.registry.forget(name, node.placements[name].generation)
-        del node.placements[name]
+        await node.registry.forget(name, placed)
+        node.placements.pop(name, None)
     except RegistryError as problem:  # it is removed all the same
         log.warn("{site}: where it was placed stays known: {why}", site=name, why=problem)
 
@@ -342,6 +343,6 @@ async def _define(node: Node, name: str, table: dict[str, Any]) -> Mapping[str, 
         raise BadRequest(said(problem).replace(f"{SOURCE}: ", "")) from None
     await node.place([site])
     await node.registry.define(name, table)
-    node.added = added
+    node.added[name] = table  # those of others may have come meanwhile
     node.define(site)
     return {"site": name, "generation": node.placements[name].generation}
