@@ -87,6 +87,9 @@ class Host(Protocol):
     def tell_changed(self, name: str) -> None:
         """Have those look who wait for a change."""
 
+    def own(self, entry: Entry) -> None:
+        """A migration of this node's is in the journal."""
+
     def moved_elsewhere(self, entry: Entry) -> None:
         """A migration of another node has ended."""
 
@@ -154,6 +157,8 @@ class Following:
         elif before is not None or entry.owner != self._me:
             # One that this node has just taken over is the others' until it is taken up.
             self._host.others[number] = entry
+        else:
+            self._host.own(entry)
         if (known := entry or before) is not None:
             for member in read(known).members:
                 self._host.tell_changed(member.name)

@@ -23,7 +23,7 @@ from twisted.internet.defer import (
     DeferredLock,
     maybeDeferred,
 )
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -74,6 +74,7 @@ from awesomeproxy.watching import Watching
 
 log = Logger()
 
+ORPHAN_IN = 5.0  # seconds that the end of a migration may take to be recorded
 TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
@@ -133,6 +134,7 @@ class Node:
         self.migrating = Migrating(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
+        self._orphans: dict[int, IDelayedCall] = {}
         self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
         self.stopping = False
@@ -286,6 +288,8 @@ class Node:
         await self.pauses.call_off("the daemon is stopping")
         for rousing in list(self._rousing):
             rousing.cancel()
+        for orphan in self._orphans.values():
+            orphan.cancel()
         await self.moves.stop("the daemon is stopping")
         self.residence.stop()
         if hasattr(self, "plane"):
@@ -756,6 +760,28 @@ class Node:
         """Take over what has changed in the registry, by whomever."""
         if self.following is not None and hasattr(self, "plane"):  # or it will be read later
             self.following.take_over(change)
+
+    def own(self, entry: Entry) -> None:
+        """A migration of this node's is in the journal.
+
+        If nothing here knows of it, the registry was lost while it was begun.
+        """
+        known = self.moves.of(entry.site) is not None or entry.site in self.moves.stuck
+        if not known and entry.id not in self._orphans:
+            call = self.reactor.callLater(ORPHAN_IN, self._take_up_orphan, entry.id)
+            self._orphans[entry.id] = call
+
+    def _take_up_orphan(self, number: int) -> None:
+        del self._orphans[number]
+        taking = Deferred.fromCoroutine(self._orphan(number))
+        taking.addErrback(lambda failure: log.error("{why}", why=failure.getErrorMessage()))
+
+    async def _orphan(self, number: int) -> None:
+        for entry in await self.registry.unfinished():
+            alone = self.moves.of(entry.site) is None and not self.stopping
+            if entry.id == number and entry.owner == self.settings.name and alone:
+                taken = await self.registry.take_over(entry.id, entry.owner, entry.life)
+                self.take_up([taken])
 
     def moved_elsewhere(self, entry: Entry) -> None:
         """A migration of another node has ended, one way or the other."""
