@@ -45,12 +45,14 @@ async def enter(node: Node) -> Surroundings:
     settings = node.settings
     assert settings.cluster is not None
     where = ", ".join(f"{host}:{port}" for host, port in settings.cluster.addresses)
+    state_dir = Path(settings.state_dir)
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     telling = LoopingCall(_tell, where)
     telling.clock = node.reactor
     telling.start(TELL_EVERY, now=False)
     try:
         opening: Deferred[RedisRegistry] = RedisRegistry.open(
-            node.reactor, settings.cluster, settings.name, Path(settings.state_dir)
+            node.reactor, settings.cluster, settings.name, state_dir
         )
         registry = await opening
     finally:

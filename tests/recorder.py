@@ -69,9 +69,9 @@ class Recorder:
         words = (line.split(" ") for line in self.path.read_text().splitlines())
         return [rest for first, *rest in words if first == kind]
 
-    def asked(self) -> list[int]:
-        """The numbers that requests had at the end of their paths, as often as they came."""
-        return [int(words[-1].rpartition("/")[2]) for words in self.lines("asked")]
+    def paths(self) -> list[str]:
+        """What was asked for, as often as it was."""
+        return [words[-1] for words in self.lines("asked")]
 
 
 class _Served(asyncio.Protocol):

@@ -79,7 +79,7 @@ class TestADaemon:
         history = await paused_and_asked(await daemon.serves(), recorder)
         assert promises(history.events) == 1
         assert violations(history.events) == []
-        assert len(set(recorder.asked())) == MANY + 1
+        assert len(set(recorder.paths())) == MANY + 1
 
     @twisted_test
     async def test_that_breaks_it_is_caught(self, stage: Stage, recorder: Recorder) -> None:
@@ -111,7 +111,7 @@ async def paused_and_asked(daemon: Daemon, recorder: Recorder) -> History:
     answers = [daemon.fetch(f"/{next(numbers)}") for _ in range(MANY)]
 
     async def all_have_come() -> bool:
-        passed = len(recorder.asked()) - 1
+        passed = len(recorder.paths()) - 1
         return bool((await daemon.site())["held"] + passed == MANY)
 
     await until_async(all_have_come, "requests")
@@ -119,6 +119,6 @@ async def paused_and_asked(daemon: Daemon, recorder: Recorder) -> History:
     await daemon.ask("resume", site="blog")
     for answer in answers:
         await answer
-    await until(lambda: len(recorder.asked()) == MANY + 1, "the record")
+    await until(lambda: len(recorder.paths()) == MANY + 1, "the record")
     history.read(recorder, {HOST: "node1"})
     return history

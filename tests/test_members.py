@@ -250,7 +250,7 @@ async def test_a_node_that_was_left_out_drops_all_and_joins_again(
         assert await a.fellows.expire("b")
         b.did.clear()
         await b.freeze(2.0)
-        assert b.permit.until < b.reactor.seconds()
+        await b.pass_time(0.05)
         await until(lambda: "resume" in b.did, "the new life")
         assert b.did == [f"withhold: {LEFT_OUT}", "lapse", "cut", "withhold no more", "resume"]
         assert b.registry.life == 2
@@ -267,7 +267,8 @@ async def test_a_frozen_node_that_nobody_left_out_goes_on(server: Redis, tmp_pat
         b.did.clear()
         b.reactor.rightNow += 3 * LEASE
         held = await a.place("blog")
-        b.reactor.advance(0)
+        await b.freeze(0)
+        await b.pass_time(0.05)  # a beat from before that was under way says nothing
         await until(lambda: "resume" in b.did, "the answer")
         assert b.did == ["resume"]
         assert b.placements["blog"] == held
@@ -348,3 +349,36 @@ async def test_a_migration_of_a_node_that_has_left_is_inherited_at_once(
         b.reactor.advance(1.0)
         (taken,) = await until(lambda: b.taken, "the heir")
         assert (taken.id, taken.owner, taken.life) == (entry.id, "b", 1)
+
+
+@ensureDeferred
+async def test_a_node_that_is_back_inherits_what_it_had_begun(
+    server: Redis, tmp_path: Path
+) -> None:
+    """Before others do: it has what is left of it."""
+    async with fellows("a b", server, tmp_path) as (a, b):
+        opened = await a.place("blog", Mode.OPEN)
+        entry = await a.registry.begin("blog", "old", "new", opened, opened.generation)
+        await until(lambda: entry.id in b.registry.view.entries)
+        await b.fellows.fence("a", "by mistake")
+        await a.pass_time(0.25)
+        await until(lambda: a.registry.life == 2, "its next life")
+        await until(lambda: b.state(a) == "live")
+        await together([a, b], 1.2)
+        (taken,) = await until(lambda: a.taken, "the heir")
+        assert (taken.owner, taken.life) == ("a", 2)
+        await together([a, b], 1.5)
+        assert b.taken == []
+
+
+@ensureDeferred
+async def test_without_a_registry_a_node_answers_itself(tmp_path: Path) -> None:
+    """At once: nobody else would hear the question."""
+    with redis(tmp_path / "redis") as own:
+        async with fellows("a b", own, tmp_path) as (a, b):
+            for host in (a, b):
+                host.fellows.answers("name", lambda host=host: host.name)
+            await until(lambda: a.state(b) == "live")
+            own.stop()
+            await until(lambda: not a.registry.link.connected)
+            assert await a.fellows.ask("name", {}, 9.0) == {"a": "a"}

@@ -75,6 +75,8 @@ class Asking:
     async def _others(
         self, question: str, params: Mapping[str, Any], timeout: float, nodes: list[str]
     ) -> dict[str, Any]:
+        if not self._link.connected:
+            return {}  # nobody would hear it
         number = secrets.token_hex(8)
         waiting = self._waiting[number] = Deferred()
         text = packed([number, self._node, nodes, question, dict(params)])

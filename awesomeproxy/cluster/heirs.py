@@ -47,7 +47,7 @@ class Heirs:
             if entry.id in self._calls or entry.id in self._asking:
                 continue
             if (delay := self._delay(entry)) is not None:
-                self._calls[entry.id] = self._host.reactor.callLater(delay, self._turn, entry)
+                self._wait(entry, delay, delay)
 
     def end(self) -> None:
         """Take nothing over any more."""
@@ -73,12 +73,19 @@ class Heirs:
     def _me(self) -> tuple[str, int]:
         return (self._registry.node, self._registry.life)
 
-    def _turn(self, entry: Entry) -> None:
+    def _wait(self, entry: Entry, seconds: float, in_all: float) -> None:
+        call = self._host.reactor.callLater(seconds, self._turn, entry, in_all)
+        self._calls[entry.id] = call
+
+    def _turn(self, entry: Entry, waited: float) -> None:
         del self._calls[entry.id]
         now = self._registry.view.entries.get(entry.id)
         if now is None or (now.owner, now.life) != (entry.owner, entry.life):
             return
-        if self._delay(now) is None or not self._registry.link.ready:
+        if (delay := self._delay(now)) is None or not self._registry.link.ready:
+            return
+        if delay > waited:  # its owner has come back meanwhile
+            self._wait(entry, delay - waited, delay)
             return
         asking = self._asking[entry.id] = Deferred.fromCoroutine(self._ask(now))
         asking.addErrback(self._refused, entry).addBoth(self._asked, entry.id)

@@ -98,7 +98,7 @@ class Members:
         return Member(
             name=name,
             life=record["life"],
-            state=seen.state if seen is not None else record["state"],
+            state=self._state(name),
             loss=record["loss"],
             lease=record["lease"],
             silent=self._monotonic() - seen.since if seen is not None else 0.0,
@@ -107,8 +107,13 @@ class Members:
             began=record["began"],
         )
 
+    def _state(self, name: str) -> MemberState:
+        seen = self._seen.get(name)
+        state: MemberState = self._records[name]["state"] if seen is None else seen.state
+        return state
+
     def _news(self) -> list[str]:
-        now = {member.name: (member.life, member.state) for member in self.all()}
+        now = {name: (record["life"], self._state(name)) for name, record in self._records.items()}
         names = now.keys() | self._told.keys()
         changed = sorted(name for name in names if now.get(name) != self._told.get(name))
         self._told = now

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -132,8 +132,13 @@ class Fellows:
         }
 
     async def _report_all(self) -> None:
-        for observed in self._host.held():
-            await self._rolls.send(observed, {})
+        """All at once, and wait until each was heard; raise what hinders one of them."""
+        held = self._host.held()
+        sending = [Deferred.fromCoroutine(self._rolls.send(each, {})) for each in held]
+        try:
+            await gatherResults(sending, consumeErrors=True)
+        except FirstError as first:
+            raise first.subFailure.value from None  # type: ignore[misc]  # it is an exception
 
     def _beat(self) -> Deferred[bool]:
         """Say that this node is there; see :class:`.lease.Lease`."""
@@ -261,6 +266,10 @@ class Fellows:
 
     def _heard_of(self, names: list[str]) -> None:
         for name in names:
+            member = self._members.get(name)
+            if name != self.node:
+                state = member.state if member is not None else "forgotten"
+                log.info("node {name} is {state}", name=name, state=state)
             self._tell("member", name)
 
     # What is asked of them

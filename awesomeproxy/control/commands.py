@@ -12,6 +12,7 @@ and rolls a migration back.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import wraps
 from typing import Any, Literal
@@ -51,6 +52,7 @@ def changes(name: str) -> Callable[[Command], Command]:
             try:
                 if node.stopping and name != "resume":
                     raise Stopping
+                await _catch_up(node)
                 return await function(node, call, **params)
             except Stopping as stopping:
                 raise CommandFailed(str(stopping)) from None
@@ -66,6 +68,13 @@ def changes(name: str) -> Callable[[Command], Command]:
         return table.command(name)(carry_out)
 
     return enter
+
+
+async def _catch_up(node: Node) -> None:
+    """Know what was done on other nodes, by whoever asks for the next thing here."""
+    if not node.cluster.alone:
+        with suppress(RegistryError):  # without it, what can be done can be done
+            await node.registry.placements()  # it tells what is new before it answers
 
 
 def site_named(node: Node, name: str) -> Site:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from awesomeproxy import __version__, company
 from awesomeproxy.checking import unverified
@@ -19,6 +19,9 @@ from awesomeproxy.control.commands import site_named, table
 from awesomeproxy.control.table import Call
 from awesomeproxy.model import DATABASE, Counters, Observed
 from awesomeproxy.node import Node
+
+if TYPE_CHECKING:  # a node by itself need not have what Redis takes
+    from awesomeproxy.registry.redis import RedisRegistry
 
 ANSWER_TIME = 1.0  # seconds that other nodes have to say how it stands with them
 EXPIRES_SOON = 14 * 86_400.0  # seconds before its end, for which a certificate is warned of
@@ -72,13 +75,25 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
 
 def registry(node: Node) -> str:
     """Where the records are, in words."""
-    return f"embedded, in {node.settings.state_dir}"
+    if node.cluster.alone:
+        return f"embedded, in {node.settings.state_dir}"
+    shared: RedisRegistry = node.registry  # type: ignore[assignment]
+    return f"{shared.link.where}, epoch {shared.link.epoch}, version {shared.view.version}"
+
+
+def _counters(node: Node) -> dict[str, float]:
+    """What has become of this node's connection to the registry, since it was started."""
+    shared: RedisRegistry = node.registry  # type: ignore[assignment]
+    link = shared.link
+    lost = 0.0 if link.ready else node.reactor.seconds() - link.lost_at
+    return {"lost": round(lost, 3), **link.counters, **shared.counters}
 
 
 def cluster(node: Node, answers: Answers) -> dict[str, Any]:
     """The nodes, and whether they can agree on anything."""
     return {
         "nodes": members(node, answers),
+        "counters": _counters(node),
         "trouble": node.cluster.trouble(),
         "silent": [
             member.name
