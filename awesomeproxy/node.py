@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +31,7 @@ from twisted.internet.defer import (
     DeferredLock,
     maybeDeferred,
 )
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -74,6 +82,7 @@ from awesomeproxy.watching import Watching
 
 log = Logger()
 
+ORPHAN_IN = 5.0  # seconds that the end of a migration may take to be recorded
 TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
@@ -112,7 +121,7 @@ class Node:
         self.settings = settings
         self.sites: dict[str, Site] = {}
         self.databases: dict[str, Database] = {}
-        self.added: dict[str, dict[str, Any]] = {}  # tables of what was added by command
+        self.added: MutableMapping[str, dict[str, Any]] = {}  # tables of what was added by command
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
         self.answering = Answering(self)
@@ -133,6 +142,7 @@ class Node:
         self.migrating = Migrating(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
+        self._orphans: dict[int, IDelayedCall] = {}
         self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
         self.stopping = False
@@ -251,6 +261,7 @@ class Node:
             self._entering = None
         self.registry, self.cluster = found.registry, found.cluster
         self.following = Following(self, found.view, self.settings.name)
+        self.added = self.following.tables
         found.on_change.append(self.adopt_all)
         self.answering.begin()
         self.cluster.subscribe(self.heard_of)
@@ -286,6 +297,8 @@ class Node:
         await self.pauses.call_off("the daemon is stopping")
         for rousing in list(self._rousing):
             rousing.cancel()
+        for orphan in self._orphans.values():
+            orphan.cancel()
         await self.moves.stop("the daemon is stopping")
         self.residence.stop()
         if hasattr(self, "plane"):
@@ -756,6 +769,28 @@ class Node:
         """Take over what has changed in the registry, by whomever."""
         if self.following is not None and hasattr(self, "plane"):  # or it will be read later
             self.following.take_over(change)
+
+    def own(self, entry: Entry) -> None:
+        """A migration of this node's is in the journal.
+
+        If nothing here knows of it, the registry was lost while it was begun.
+        """
+        known = self.moves.of(entry.site) is not None or entry.site in self.moves.stuck
+        if not known and entry.id not in self._orphans:
+            call = self.reactor.callLater(ORPHAN_IN, self._take_up_orphan, entry.id)
+            self._orphans[entry.id] = call
+
+    def _take_up_orphan(self, number: int) -> None:
+        del self._orphans[number]
+        taking = Deferred.fromCoroutine(self._orphan(number))
+        taking.addErrback(lambda failure: log.error("{why}", why=failure.getErrorMessage()))
+
+    async def _orphan(self, number: int) -> None:
+        for entry in await self.registry.unfinished():
+            alone = self.moves.of(entry.site) is None and not self.stopping
+            if entry.id == number and entry.owner == self.settings.name and alone:
+                taken = await self.registry.take_over(entry.id, entry.owner, entry.life)
+                self.take_up([taken])
 
     def moved_elsewhere(self, entry: Entry) -> None:
         """A migration of another node has ended, one way or the other."""

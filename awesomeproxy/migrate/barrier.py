@@ -21,7 +21,7 @@ from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import is_own_hold
 from awesomeproxy.model import Mode, Placement
-from awesomeproxy.registry.interface import Entry, RegistryError, Unreachable
+from awesomeproxy.registry.interface import Doubtful, Entry, RegistryError, Unreachable
 
 log = Logger()
 
@@ -47,6 +47,7 @@ class Barrier:
         self._by = by
         self._before: dict[str, Placement] = {}  # what a rollback leads back to
         self._ours: dict[str, Placement] = {}  # what was placed last
+        self._doubted = False  # it may be that a hold was placed after that
         self.entry = entry
         if entry is not None:
             self._remember(entry)
@@ -86,15 +87,21 @@ class Barrier:
         }
         if self.entry is None:
             await self._begin(holds)
+            self._before = before
         else:
+            self._before = before
             await self._hold(holds)
-        self._before = before
         self._adopt(self._sites())
 
     async def _hold(self, holds: dict[str, Placement]) -> None:
         assert self.entry is not None
         main, along = self._split(holds)
-        self._ours = await self._host.registry.hold(self.entry.id, main, main.generation, along)
+        registry = self._host.registry
+        try:
+            self._ours = await registry.hold(self.entry.id, main, main.generation, along)
+        except Doubtful:
+            self._doubted = True
+            raise
 
     def _databases(self) -> list[Member]:
         return [member for member in self._plan.members if member.is_database]
@@ -204,8 +211,10 @@ class Barrier:
         """
         last = self.stored()
         for name, ours in self._ours.items():
-            if name in self._before and last[name].generation == ours.generation:
-                last[name] = replace(self._before[name], generation=ours.generation)
+            stored = last[name]
+            doubted = self._doubted and is_own_hold(stored) and stored.by == self._by
+            if name in self._before and (doubted or stored.generation == ours.generation):
+                last[name] = replace(self._before[name], generation=stored.generation)
         return last
 
     async def open(

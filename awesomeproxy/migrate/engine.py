@@ -50,7 +50,7 @@ from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.prediction import Round, predict_all
 from awesomeproxy.migrate.steps import WHAT, begun
 from awesomeproxy.model import FILESYSTEM, Ledger, Mode, Placement
-from awesomeproxy.registry.interface import Entry, RegistryError, Superseded
+from awesomeproxy.registry.interface import Entry, NotAllowed, RegistryError, Superseded
 
 log = Logger()
 T = TypeVar("T")
@@ -203,6 +203,8 @@ class Migration:
                 return await self._resume(self._left)
             try:
                 await self._to_the_commit()
+            except LeftUnfinished:
+                raise
             except Superseded as problem:
                 await self._hand_over()
                 raise LeftUnfinished(str(problem)) from None
@@ -242,7 +244,11 @@ class Migration:
             await self._see_targets()
         await self._barrier.recheck(self._guard)
         self._final = True
-        await self._barrier.commit()
+        try:
+            await self._endure(self._barrier.commit())
+        except CancelledError:
+            why = "it is not known whether it was committed"
+            raise LeftUnfinished(why) from None
 
     # Steps, up to the commit
 
@@ -545,7 +551,7 @@ class Migration:
         plain = json.loads(json.dumps(ledger.as_json()))
         try:
             await self._barrier.finish(state, last, reason, plain)
-        except Superseded as problem:  # who has taken it over ends it in the same way
+        except NotAllowed as problem:  # who has taken it over ends it in the same way
             log.info("{site}: {why}", site=self.site, why=problem)
         except RegistryError as problem:
             log.error(
@@ -559,7 +565,9 @@ class Migration:
                 self._host.reactor.callLater(TRY_AGAIN, self._write_later, state, reason, ledger)
 
     def _write_later(self, state: Any, reason: str, ledger: Ledger) -> None:
-        writing = self._write_end(state, self._barrier.stored(), reason, ledger)
+        # What was held in doubt may be known by now.
+        last = self._barrier.stored() if state == "done" else self._barrier.back()
+        writing = self._write_end(state, last, reason, ledger)
         deferred = Deferred.fromCoroutine(writing)
         deferred.addErrback(lambda failure: log.failure("journal", failure))
 
