@@ -350,6 +350,7 @@ async def a_cluster(
     replica: bool = False,
     natures: Mapping[str, tuple[Nature | None, Nature | None]] = {},
     deadly: str = "",
+    mounts: bool = False,
 ) -> AsyncIterator[Cluster]:
     """A cluster that serves.
 
@@ -357,6 +358,7 @@ async def a_cluster(
     :param natures: of a node's cables, to the registry and to clients and backends.
     :param deadly: a node that can be killed before a step: see ``deadly.sh``; its file is
         ``deadly`` in the node's directory.
+    :param mounts: each node has a mount table of its own.
     """
     cluster = Cluster(directory, Bridge.lay(), Bridge.lay(), loss)
     try:
@@ -367,6 +369,8 @@ async def a_cluster(
             await cluster.redis[0].answers()
         for name in names:
             node = cluster.add_node(name, *natures.get(name, (None, None)))
+            if mounts:
+                node.inside += ("unshare", "--mount", "--propagation", "private", "--")
             if name == deadly:
                 node.config.write_text(node.text + _hooks(node.directory / "deadly"))
         await cluster.begin(*names)
