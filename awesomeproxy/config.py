@@ -68,12 +68,12 @@ def load(path: str) -> Settings:
         raise ConfigError(
             [f"{path}: cannot be read: {why}; name a file that exists and that you may read"]
         ) from None
-    with _uncollected():
+    with uncollected():
         return parse(text, path)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Do not look for garbage meanwhile: there is next to none in what is read and kept.
 
     With ten thousand sites a third of the time went into looking through them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ class Host(Protocol):
     registry: IRegistry
     settings: Settings
     sites: dict[str, Site]
-    added: dict[str, dict[str, Any]]
+    added: MutableMapping[str, dict[str, Any]]
     placements: dict[str, Placement]
     migrating: Migrating
 

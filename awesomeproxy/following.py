@@ -9,14 +9,14 @@ names something that is not in its file, stops nobody: the site is held here, an
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from twisted.logger import Logger
 
 from awesomeproxy.composing import fitting
-from awesomeproxy.config import ConfigError
+from awesomeproxy.config import ConfigError, uncollected
 from awesomeproxy.migrate.planning import read
 from awesomeproxy.model import Placement, Settings, Site
 from awesomeproxy.registry.interface import Entry
@@ -70,7 +70,6 @@ class Host(Protocol):
 
     settings: Settings
     sites: dict[str, Site]
-    added: dict[str, dict[str, Any]]
     placements: dict[str, Placement]
     misfits: dict[str, str]
     others: dict[int, Entry]
@@ -94,6 +93,29 @@ class Host(Protocol):
         """A migration of another node has ended."""
 
 
+class Tables(MutableMapping[str, dict[str, Any]]):
+    """Tables of sites, kept as the text that the view has as well: there may be very many."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        table: dict[str, Any] = json.loads(self.texts[name])
+        return table
+
+    def __setitem__(self, name: str, table: dict[str, Any]) -> None:
+        self.texts[name] = json.dumps(table)
+
+    def __delitem__(self, name: str) -> None:
+        del self.texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
 class Following:
     """Takes over what has changed in a view."""
 
@@ -104,6 +126,7 @@ class Following:
         self._host = host
         self._view = view
         self._me = me
+        self.tables = Tables()
 
     def __repr__(self) -> str:
         return f"<Following of {len(self._host.others)} migrations elsewhere>"
@@ -111,16 +134,17 @@ class Following:
     def take_over_all(self) -> None:
         """Everything is as the view has it."""
         view = self._view
-        self.take_over(
-            Everything(list(view.placements), list(view.definitions), list(view.entries))
-        )
+        definitions = {*self.tables, *view.definitions}
+        entries = {*self._host.others, *view.entries}
+        with uncollected():
+            self.take_over(Everything(list(view.placements), definitions, entries))
 
     def fitting(self, settings: Settings) -> tuple[dict[str, Site], dict[str, str]]:
         """All sites under other settings, and which of them do not fit those, and why."""
         sites: dict[str, Site] = {}
         misfits: dict[str, str] = {}
         for name in self._view.definitions:
-            site, misfit = self._site(settings, name, self._host.added[name])
+            site, misfit = self._site(settings, name, self.tables[name])
             if site is not None:
                 sites[name] = site
             if misfit:
@@ -174,18 +198,17 @@ class Following:
         host = self._host
         text = self._view.definitions.get(name)
         if text is None:
-            host.added.pop(name, None)
+            self.tables.pop(name, None)
             host.misfits.pop(name, None)
             if name in host.sites and name not in host.settings.sites:
                 host.undefine(name)
                 if name not in self._view.placements:
                     host.placements.pop(name, None)
             return
-        table = json.loads(text)
-        if host.added.get(name) == table:
+        if self.tables.texts.get(name) == text:
             return
-        host.added[name] = table
-        site, misfit = self._site(host.settings, name, table)
+        self.tables.texts[name] = text
+        site, misfit = self._site(host.settings, name, self.tables[name])
         host.misfits.pop(name, None)
         if misfit:
             host.misfits[name] = misfit

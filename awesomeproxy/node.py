@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +121,7 @@ class Node:
         self.settings = settings
         self.sites: dict[str, Site] = {}
         self.databases: dict[str, Database] = {}
-        self.added: dict[str, dict[str, Any]] = {}  # tables of what was added by command
+        self.added: MutableMapping[str, dict[str, Any]] = {}  # tables of what was added by command
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
         self.answering = Answering(self)
@@ -253,6 +261,7 @@ class Node:
             self._entering = None
         self.registry, self.cluster = found.registry, found.cluster
         self.following = Following(self, found.view, self.settings.name)
+        self.added = self.following.tables
         found.on_change.append(self.adopt_all)
         self.answering.begin()
         self.cluster.subscribe(self.heard_of)

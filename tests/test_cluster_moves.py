@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, DeferredList, gatherResults
 cluster = twisted_fixture(a_fixture())
 
 CHANGES = 60
+NODES = "".join(f'[nodes.{name}]\nssh = "{name}"\n' for name in ("web1", "web2"))
 
 
 @twisted_test
@@ -93,6 +94,31 @@ async def test_a_site_is_added_and_removed_on_all(cluster: Cluster) -> None:
     await until_async(lambda: answers(200), "the site on all nodes")
     await web2.ask("site.remove", name="more")
     await until_async(lambda: answers(404), "its end on all nodes")
+
+
+@twisted_test
+async def test_a_node_is_drained_under_load(cluster: Cluster) -> None:
+    """Of one node, by another, two at a time; each site moves once."""
+    web1, web2, _ = cluster.nodes.values()
+    tables = cluster.tables()
+    for table in tables.values():
+        for name, backend in table["backends"].items():
+            backend["node"] = {"old": "web1", "new": "web2"}[name]
+    for node in cluster.nodes.values():
+        node.config.write_text(node.text + NODES)
+        await node.ask("reload")
+    await web1.ask("apply", sites=tables)
+    cluster.load_everywhere(rate=6.0)
+    await cluster.flows()
+    for site in SITES:
+        cluster.history.released(site)
+    drained = await web2.ask("node.drain", node="web1", at_once=2)
+    assert [each["name"] for each in drained["moved"]] == sorted(SITES)
+    for site in SITES:
+        cluster.history.receipt(site, "old", 0)
+        assert await cluster.settled(site) == "new"
+    await cluster.flows()
+    await cluster.passes()
 
 
 @pytest.mark.parametrize("who", ["web1", "web2"])
