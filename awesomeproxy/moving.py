@@ -83,7 +83,9 @@ class Moves:
     def _loader(self, world: World, plan: Plan) -> Callable[[int], Any] | None:
         scratch = Path(self._host.settings.state_dir) / "movers"
         scratch.mkdir(mode=0o700, exist_ok=True)
-        loading = Loading(self._host.reactor, world, self.shell, str(scratch), self._identity)
+        # In a cluster another node may have to undo what this one has begun.
+        named = self._host.cluster.identity or self._identity
+        loading = Loading(self._host.reactor, world, self.shell, str(scratch), named)
         return loading.loader(plan)
 
     @cached_property

@@ -117,6 +117,7 @@ class Fellow:
     """The cluster as one node has it."""
 
     alone = False
+    identity = "fake"
 
     def __init__(self, shared: Shared, registry: FollowedRegistry, node: Node) -> None:
         self._shared = shared

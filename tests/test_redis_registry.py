@@ -139,6 +139,18 @@ async def test_what_was_not_heard_is_read(server: Redis, tmp_path: Path) -> None
 
 
 @ensureDeferred
+async def test_what_is_not_ours_changes_nothing(server: Redis, tmp_path: Path) -> None:
+    """Neither on the channels nor in the records."""
+    async with nodes(tmp_path, cluster_of(server)) as (one, two):
+        placed = await one.place(BLOG, 0)
+        await until(lambda: two.view.placements.get("blog") == placed)
+        for garbage in ("", "0", "0 9", "0 9\nx", "0 9\nplacements/blog 9 {", "\xff"):
+            server.ask("PUBLISH", "test:1:changes", garbage)
+        held = await one.place(HOLD, 1)
+        await until(lambda: two.view.placements.get("blog") == held)
+
+
+@ensureDeferred
 async def test_a_change_whose_answer_is_lost_is_made_once(server: Redis, tmp_path: Path) -> None:
     """Whether Redis had it or not: it answers as if nothing had been."""
     async with nodes(tmp_path, cluster_of(server)) as (one, _):
@@ -221,7 +233,9 @@ async def test_a_migration_is_its_owners_alone(server: Redis, tmp_path: Path) ->
     """Of several heirs one gets it; who had it before may write nothing more."""
     async with nodes(tmp_path, cluster_of(server), 3) as three:
         for number, each in enumerate(three, 1):
-            each.life = int((await each.link.call("join", each.node, "{}")).split()[1])
+            each.life = int(
+                (await each.link.call("join", each.node, '{"state":"live"}')).split()[1]
+            )
             assert each.life == 1, number
         one = three[0]
         await one.place(BLOG, 0)

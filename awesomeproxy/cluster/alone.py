@@ -45,6 +45,7 @@ class Alone:
     """The cluster of one node."""
 
     alone = True
+    identity = ""
 
     def __init__(self, host: Host, node: str) -> None:
         """

@@ -54,6 +54,7 @@ class ICluster(Interface):
 
     node: str = Attribute("This node's name.")
     alone: bool = Attribute("Whether there can be no others.")
+    identity: str = Attribute("What no other cluster is called; empty if alone.")
 
     def join() -> Awaitable[None]:
         """Become a member; fires when all that is held and drained has been reported."""

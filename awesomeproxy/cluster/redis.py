@@ -73,6 +73,11 @@ class Fellows:
         registry.on_return.append(self._returned)
         self._members.take_records(registry.view.nodes)
 
+    @property
+    def identity(self) -> str:
+        """See :class:`ICluster`."""
+        return self._registry.link.origin.cluster
+
     def __repr__(self) -> str:
         return f"<Fellows of {self.node}: {self._members}>"
 

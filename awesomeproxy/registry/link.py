@@ -243,8 +243,17 @@ class Link:
 
     def _heard(self, pattern: object, channel: bytes, message: bytes) -> None:
         callback = self._channels.get(channel)
-        if callback is not None:
+        if callback is None:
+            return
+        try:
             callback(message.decode())
+        except (ValueError, IndexError, TypeError) as problem:
+            log.error(
+                "{where}: what was told on {channel} is none of ours: {why!r}",
+                where=self.where,
+                channel=channel.decode(errors="replace"),
+                why=problem,
+            )
 
     def _disconnected(self, connection: Asking | Hearing) -> None:
         if connection in self._connections:

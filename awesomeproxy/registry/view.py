@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from sys import intern
 from typing import Any
 
+from twisted.logger import Logger
+
 from awesomeproxy.model import Generation, Mode, Placement
 from awesomeproxy.registry.book import HISTORY
 from awesomeproxy.registry.interface import Entry
 from awesomeproxy.registry.records import entry_of, entry_text, placement_of, placement_text
+
+log = Logger()
 
 RECENT = 1000  # records of which it is known by which change
 EPOCH = 1 << 32  # how far the versions, and the generations, of two epochs are apart at least
@@ -29,10 +33,9 @@ class Change:
     definitions: set[str] = field(default_factory=set)
     entries: set[int] = field(default_factory=set)
     nodes: set[str] = field(default_factory=set)
-    mounts: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return any((self.placements, self.definitions, self.entries, self.nodes, self.mounts))
+        return any((self.placements, self.definitions, self.entries, self.nodes))
 
 
 class View:
@@ -49,7 +52,6 @@ class View:
         self.entries: dict[int, Entry] = {}  # those that have not ended
         self.ended: dict[int, str] = {}  # the others, as JSON
         self.nodes: dict[str, dict[str, Any]] = {}
-        self.mounts: dict[str, dict[str, Any]] = {}  # by FILESYSTEM@NODE
         self.last_id = 0
         self.version = 0  # up to here nothing is missing
         self._changes: dict[str, str] = {}  # what has made records so, of those changed last
@@ -81,7 +83,11 @@ class View:
                 if int(version) > self._versions.get(key, 0):
                     self._versions[intern(key)] = int(version)
                     name, item = key.split("/", 1)
-                    self._take(name, item, body, change)
+                    try:
+                        self._take(name, item, body, change)
+                    except (ValueError, KeyError, TypeError) as problem:
+                        # Not ours: it changes nothing, and others go on.
+                        log.error("{key} cannot be read: {why!r}", key=key, why=problem)
         return change
 
     def lost(self, kept: dict[int, int]) -> list[list[str]]:
@@ -129,12 +135,6 @@ class View:
             else:
                 self.nodes.pop(item, None)
             change.nodes.add(item)
-        elif name == "mounts":
-            if body:
-                self.mounts[item] = json.loads(body)
-            else:
-                self.mounts.pop(item, None)
-            change.mounts.add(item)
         elif name == "counters":
             self.last_id = int(body)
             for old in [each for each in self.ended if each <= self.last_id - self._keep]:
