@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -73,8 +72,8 @@ class Fencing:
             "checks": [["nodes", node, registry.view.stored(key)]],
             "puts": [["nodes", node, "", ""]],
         }
-        life, number = str(registry.life), secrets.token_hex(8)
-        answer = await registry.link.call("write", registry.node, life, packed(asked), number)
+        life = str(registry.life)
+        answer = await registry.link.call("write", registry.node, life, packed(asked))
         if answer.startswith("STALE"):
             raise NotAllowed(f"{node} has joined meanwhile")
         await registry.catch_up()
