@@ -22,7 +22,7 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from awesomeproxy import company, config
-from awesomeproxy.composing import SOURCE, compose
+from awesomeproxy.composing import SOURCE, adding, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Placement, Site
@@ -345,9 +345,12 @@ def _in_file(node: Node, site: str, backend: str) -> bool:
 
 async def _define(node: Node, name: str, table: dict[str, Any]) -> Mapping[str, Any]:
     """Record ``table`` for a site, new or not, and take it over."""
-    added = {**node.added, name: table}
+    alone = {name: table}  # what is wrong with another site is no reason to refuse this one
     try:
-        site = compose(node.settings, added)[name]
+        if name in node.settings.sites:
+            site = compose(node.settings, alone)[name]
+        else:
+            site = adding(node.settings, node.sites.values(), alone)[name]
     except config.ConfigError as problem:
         raise BadRequest(said(problem).replace(f"{SOURCE}: ", "")) from None
     await node.place([site])
