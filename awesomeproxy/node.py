@@ -85,7 +85,9 @@ log = Logger()
 ORPHAN_IN = 5.0  # seconds that the end of a migration may take to be recorded
 TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
-FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
+# What only a restart changes, and what it is called in the file.
+FIXED = {key: f"node.{key}" for key in ("name", "state_dir", "control", "access_log")}
+FIXED["cluster"] = "cluster"
 
 
 Enter = Callable[["Node"], Coroutine[Any, Any, Surroundings]]
@@ -445,7 +447,9 @@ class Node:
         result["certificates"] = certificates
         before = self.settings
         kept = {key: getattr(before, key) for key in FIXED}
-        result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
+        result["restart"] = [
+            called for key, called in FIXED.items() if getattr(settings, key) != kept[key]
+        ]
         self.settings = replace(settings, **kept)
         result |= differences(before, self.settings)
         if settings.max_connections != before.max_connections:

@@ -42,7 +42,6 @@ async def missing(cluster: ICluster, roll: Roll) -> str:
         return cluster.trouble() or "too few replicas of the registry had it"
     nodes = sorted({node for _, node in roll.missing})
     names = sorted({name for name, _ in roll.missing})
-    seen = await cluster.ask("observed", {"names": names}, ANSWER_IN, nodes)
     members = {each.name: each for each in cluster.members()}
     there = [node for node in nodes if node not in members or members[node].state != "gone"]
     seen = await cluster.ask("observed", {"names": names}, ANSWER_IN, there) if there else {}

@@ -9,13 +9,14 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
 from awesomeproxy.cluster.clock import RegistryClock
-from awesomeproxy.cluster.lease import STEPS, WHY, Lease
+from awesomeproxy.cluster.lease import SILENT, STEPS, Lease
 from awesomeproxy.cluster.members import Members
 from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.registry.interface import Unreachable
 
 LEASE = 10.0
 JOINED = 1000.0
+WHY = "the registry is away"
 
 
 class Holder:
@@ -31,7 +32,9 @@ class Holder:
         self.asked: list[Deferred[bool]] = []  # what it has not answered
         self.slow = False
         kind = "hold" if loss == "hold" else "serve"
-        self.lease = Lease(self, LEASE, kind, self._beat, self.reactor.seconds)  # type: ignore[arg-type]
+        self.why = WHY
+        why, clock = (lambda: self.why), self.reactor.seconds
+        self.lease = Lease(self, LEASE, kind, self._beat, why, clock)  # type: ignore[arg-type]
         self.lease.begin(JOINED)
 
     def _beat(self) -> Deferred[bool]:
@@ -48,7 +51,7 @@ class Holder:
     def withhold(self, why: str) -> None:
         if why != self.withheld:
             self.did.append("withhold" if why else "release")
-            assert why in ("", WHY)
+            assert why in ("", self.why or SILENT)
         self.withheld = why
 
     def cut_all(self) -> int:
@@ -107,6 +110,14 @@ def test_one_that_holds_holds_and_cuts_before_others_go_on_without_it() -> None:
     holder.answer = True
     assert holder.go_on(0.25) == ["release"]
     assert 0.5 < holder.left <= 0.9
+
+
+def test_one_that_holds_does_so_although_nobody_knows_why() -> None:
+    """The connection is there, and nothing comes of it."""
+    holder = Holder("hold")
+    holder.slow, holder.why = True, ""
+    assert holder.go_on(0.7) == ["lapse", "withhold"]
+    assert holder.withheld == SILENT
 
 
 def test_one_that_serves_serves_on() -> None:

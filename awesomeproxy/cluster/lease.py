@@ -30,7 +30,7 @@ log = Logger()
 STOP, CUT, PERMIT = 0.6, 0.85, 0.9  # of a lease, since the last beat that was answered
 STEPS = 20  # looks in a lease
 ASKING = 2.0  # seconds that the registry has to answer a node that was frozen
-WHY = "the registry cannot be reached"
+SILENT = "the registry does not answer"
 
 
 class Lease:
@@ -42,18 +42,21 @@ class Lease:
         lease: float,
         loss: Literal["serve", "hold"],
         beat: Callable[[], Deferred[bool]],
+        why: Callable[[], str],
         monotonic: Callable[[], float],
     ) -> None:
         """
         :param lease: in seconds.
         :param beat: says that this node is there, and answers whether it counts as there: it
             may be that it does only under another life, which it has by then.
+        :param why: why beats are not answered, for people; empty: nothing is known of that.
         :param monotonic: the clock of the permit, in seconds.
         """
         self._host = host
         self._lease = lease
         self._holds = loss == "hold"
         self._beat = beat
+        self._why = why
         self._monotonic = monotonic
         self._call: Any = None
         self._steps = 0
@@ -185,7 +188,7 @@ class Lease:
             self._stopped = True
             self._host.lapse()
             if self._holds:
-                self._host.withhold(WHY)
+                self._host.withhold(self._why() or SILENT)
 
     def _cut_off(self) -> None:
         if not self._cut:

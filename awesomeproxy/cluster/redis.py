@@ -64,7 +64,14 @@ class Fellows:
         self._asking = Asking(host.reactor, registry.link, self.node)
         self._fencing = Fencing(host.reactor, registry, self._members, settings)
         self._heirs = Heirs(host, registry, self._members, settings.lease)
-        self._lease = Lease(host, settings.lease, settings.on_registry_loss, self._beat, monotonic)
+        self._lease = Lease(
+            host,
+            settings.lease,
+            settings.on_registry_loss,
+            self._beat,
+            self._hindrance,
+            monotonic,
+        )
         self._looking = LoopingCall(self._look)
         self._looking.clock = host.reactor
         registry.link.listen(f"to:{self.node}", self._told)
@@ -207,22 +214,30 @@ class Fellows:
 
     def trouble(self) -> str:
         """See :meth:`ICluster.trouble`."""
+        if hindrance := self._hindrance():
+            return hindrance
+        waited = [
+            f"{each.name} is silent for {each.silent:.0f} s"
+            f" (if it is off, say: awesomeproxy node fence {each.name})"
+            for each in self._members.all()
+            if each.state == "gone" and each.loss == "serve"
+        ]
+        return " and ".join(waited)
+
+    def _hindrance(self) -> str:
+        """Why nothing can be recorded that has to be kept; empty: it can."""
         link = self._registry.link
         if not link.ready:
-            return f"{link.where} cannot be reached: {link.problem}"
+            why = link.problem.removesuffix(".")
+            if why.startswith(link.where):
+                return why
+            return f"{link.where} cannot be reached: {why}"
         if self._rolls.copies < self._settings.replicas:
             return (
                 f"{self._rolls.copies} of {self._settings.replicas} replicas of the registry have"
                 " what was written last; start the others"
             )
-        waited = [
-            f"{each.name} is silent for {each.silent:.0f} s"
-            for each in self._members.all()
-            if each.state == "gone" and each.loss == "serve"
-        ]
-        if not waited:
-            return ""
-        return f"{' and '.join(waited)}; start it, or if it is off say: awesomeproxy node fence"
+        return ""
 
     @property
     def counters(self) -> dict[str, int]:
