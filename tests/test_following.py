@@ -24,6 +24,7 @@ from plane_stage import (
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
+from awesomeproxy.control import commands
 from awesomeproxy.migrate import planning
 from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
 from awesomeproxy.migrating import InTheWay, NotMigrating
@@ -243,6 +244,11 @@ async def test_a_site_that_does_not_fit_a_node_is_held_there(tmp_path: Path) -> 
         await eventually(lambda: nodes["web1"].plane.sites["blog"].gate.waiting, "a held request")
         assert "is not a database" in nodes["web1"].observed("blog").trouble
         client.abort()
+        server = {"servers": ["http://127.0.0.1:9"]}
+        other = {"hosts": ["other.test"], "backend": "a", "backends": {"a": server}}
+        asked: Any = None  # nothing is told of how far it is
+        await commands.site_add(nodes["web1"], asked, name="other", definition=other)
+        assert nodes["web1"].placement("other").backend == "a"
 
     await _with(tmp_path, test, always(OK))
 
