@@ -51,7 +51,8 @@ lint: $(VENV)/.lint
 
 bench: $(VENV)/.bench
 	@.ci/packages haproxy:haproxy caddy:caddy nginx:nginx-light wrk:wrk h2load:nghttp2-client \
-	    rsync:rsync sshd:openssh-server zfs-fuse:zfs-fuse unshare:util-linux mount:mount
+	    rsync:rsync sshd:openssh-server zfs-fuse:zfs-fuse unshare:util-linux mount:mount \
+	    redis-server:redis-server redis-cli:redis-tools ip:iproute2
 	@mkdir -p out
 	$(BIN)/python -m bench --json out/bench.json $(ARGS)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from awesomeproxy.model import DATABASE, Network, Server
 from awesomeproxy.quantities import count, show
@@ -33,6 +33,8 @@ _A_SERVER = (
 )
 A_COMMAND = 'a command and its arguments, as in ["systemctl", "start", "blog"]'
 _A_DATABASE = 'write "tcp://HOST:PORT" or "unix:/absolute/path"'
+_A_REDIS = 'write "redis://HOST:PORT", or "rediss://HOST:PORT" for TLS'
+_LAST_DB = 1_000_000  # far over what any Redis has
 _PORTS: dict[str, int] = {"http": 80, "https": 443, "h2": 443, "h2c": 80}
 
 
@@ -204,6 +206,39 @@ def database_server(value: object) -> Server:
         ) from None
     authority = f"[{host}]" if ":" in host else host
     return Server(url=f"tcp://{authority}:{port}", scheme="tcp", host=host, port=port)
+
+
+class RedisServer(NamedTuple):
+    """Where a Redis or a Sentinel answers, and which of its databases is meant."""
+
+    tls: bool
+    host: str
+    port: int | None  # None: the usual one
+    db: int
+
+
+def redis_server(value: object) -> RedisServer:
+    """A Redis: ``"redis://HOST:PORT"``, with TLS ``"rediss://..."``, either with ``/DB``.
+
+    What may have a password in it is in no error.
+    """
+    url = text_of(value, "an address")
+    scheme, mark, rest = url.partition("://")
+    if "@" in url:
+        raise ValueError(
+            "has a user or a password in it; write them as user and password_file, and here "
+            '"redis://HOST:PORT"'
+        )
+    if not mark or scheme not in ("redis", "rediss"):
+        raise ValueError(f"{show(url)} is not an address of Redis; {_A_REDIS}")
+    authority, _, db = rest.partition("/")
+    try:
+        host, number = _host_and_port(authority)
+        if db and not (db.isascii() and db.isdigit() and int(db[:9]) < _LAST_DB):
+            raise ValueError(f"{show(db)} is not the number of a database")
+    except ValueError as fault:
+        raise ValueError(f"{show(url)} is not an address of Redis: {fault}; {_A_REDIS}") from None
+    return RedisServer(scheme == "rediss", host, number, int(db[:9] or 0))
 
 
 def is_address(host: str) -> bool:

@@ -8,6 +8,7 @@ work and are hardly meant.  Only the files are read, and nothing is opened towar
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -27,6 +28,7 @@ def doubts(settings: Settings) -> Iterator[str]:
     for problem in certificates.problems:
         yield problem if problem.startswith("tls.") else f"tls.certificates: {problem}"
     yield from _of_node(settings)
+    yield from _of_cluster(settings)
     yield from _of_acme(settings)
     for site in settings.sites.values():
         yield from unverified(site)
@@ -52,6 +54,26 @@ def _of_node(settings: Settings) -> Iterator[str]:
     for name, reach in settings.nodes.items():
         if reach.config:
             yield from _readable(f"nodes.{name}.config", reach.config)
+
+
+def _of_cluster(settings: Settings) -> Iterator[str]:
+    cluster = settings.cluster
+    if cluster is None:
+        return
+    for key in ("password_file", "sentinel_password_file"):
+        if path := getattr(cluster, key):
+            yield from _readable(f"cluster.{key}", path)
+            if os.path.exists(path) and os.stat(path).st_mode & stat.S_IROTH:
+                yield f"cluster.{key}: {path} can be read by others; say: chmod 600 {path}"
+    for key, path in (
+        ("ca_file", cluster.ca_file),
+        ("certificate", cluster.certificate),
+        ("key", cluster.key),
+    ):
+        if path:
+            yield from _readable(f"cluster.tls.{key}", path)
+    if cluster.master and len(cluster.addresses) == 1:
+        yield "cluster.redis: is one Sentinel; name all of them, or nobody finds a new master"
 
 
 def _of_acme(settings: Settings) -> Iterator[str]:

@@ -6,7 +6,7 @@ and backends to any site; the registry remembers these as tables with the file's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,20 +37,59 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
     for name in added:
         if name in sites and name not in settings.sites:
             problems += claims.overlaps(sites[name])
-            if text := consistency.unissued(sites[name], settings):
-                problems.append(f"sites.{name}.tls.acme: {text}")
-            problems += [
-                f"sites.{name}.uses[{index}]: {text}"
-                for index, text in consistency.unknown_databases(sites[name], settings)
-            ]
+            problems += _misfits(sites[name], settings)
         if name in sites:
-            problems += [
-                f"sites.{name}.{'.'.join(keys)}: {text}"
-                for keys, text in consistency.homeless(sites[name], settings)
-            ]
+            problems += _homeless(sites[name], settings)
     if problems:
         raise config.ConfigError(problems)
     return sites
+
+
+def adding(
+    settings: Settings, present: Iterable[Site], tables: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Site]:
+    """The sites of ``tables``, beside or instead of those that are ``present``.
+
+    :raise ConfigError: a table is wrong, or does not fit the node or the other sites.
+    """
+    problems: list[str] = []
+    sites: dict[str, Site] = {}
+    for name, table in tables.items():
+        try:
+            sites[name] = config.site_from_table(name, table, SOURCE)
+        except config.ConfigError as problem:
+            problems += problem.problems
+    claims = consistency.Claims(site for site in present if site.name not in tables)
+    for site in sites.values():
+        problems += claims.overlaps(site)
+        problems += (*_misfits(site, settings), *_homeless(site, settings))
+        claims.add(site)
+    if problems:
+        raise config.ConfigError(problems)
+    return sites
+
+
+def fitting(settings: Settings, name: str, table: Mapping[str, Any]) -> tuple[Site, str]:
+    """A site that another node has added, and why it does not fit this one; empty: it does.
+
+    That it claims nothing which another site has, that node has seen to.
+
+    :raise ConfigError: the table is wrong.
+    """
+    site = config.site_from_table(name, table, SOURCE)
+    return site, "; ".join((*_misfits(site, settings), *_homeless(site, settings)))
+
+
+def _misfits(site: Site, settings: Settings) -> Iterator[str]:
+    if text := consistency.unissued(site, settings):
+        yield f"sites.{site.name}.tls.acme: {text}"
+    for index, text in consistency.unknown_databases(site, settings):
+        yield f"sites.{site.name}.uses[{index}]: {text}"
+
+
+def _homeless(site: Site, settings: Settings) -> Iterator[str]:
+    for keys, text in consistency.homeless(site, settings):
+        yield f"sites.{site.name}.{'.'.join(keys)}: {text}"
 
 
 def _backends(table: Mapping[str, Any]) -> dict[str, Backend]:

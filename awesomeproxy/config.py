@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from awesomeproxy import addresses, consistency, model
+from awesomeproxy.clusters import CLUSTER
 from awesomeproxy.databases import DATABASE, SERVICE
 from awesomeproxy.endpoints import endpoint
 from awesomeproxy.migrate.steps import WHAT
@@ -67,12 +68,12 @@ def load(path: str) -> Settings:
         raise ConfigError(
             [f"{path}: cannot be read: {why}; name a file that exists and that you may read"]
         ) from None
-    with _uncollected():
+    with uncollected():
         return parse(text, path)
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Do not look for garbage meanwhile: there is next to none in what is read and kept.
 
     With ten thousand sites a third of the time went into looking through them.
@@ -358,6 +359,7 @@ _FILE = Shape(
     _settings,
     {
         "node": _NODE,
+        "cluster": CLUSTER,
         "tls": _TLS,
         "acme": _ACME,
         "listen": Several(_LISTEN, "[[listen]], in two brackets, with an endpoint"),

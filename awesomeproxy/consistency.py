@@ -15,6 +15,7 @@ from awesomeproxy.model import (
     Acme,
     Backend,
     Bypass,
+    Cluster,
     Database,
     Filesystem,
     Hook,
@@ -26,6 +27,8 @@ from awesomeproxy.model import (
 )
 from awesomeproxy.quantities import show
 from awesomeproxy.shapes import Spot
+
+SHORTEST_LEASE = 3.0  # seconds: a beat each fifth of it, and a look each half
 
 
 class Claims:
@@ -88,6 +91,11 @@ def check_file(settings: Settings, spot: Spot) -> None:
     earlier = Claims()
     for name, site in settings.sites.items():
         place = spot.at("sites").at(name)
+        if settings.cluster is not None:
+            place.wrong(
+                "in a cluster sites are not in the file, so that all nodes have the same; move"
+                " [sites] to a file of its own and say: awesomeproxy apply FILE"
+            )
         if not place.at("path").marred:
             for text in earlier.overlaps(site):
                 place.at("hosts").wrong(text)
@@ -257,6 +265,34 @@ def check_listen(listen: Listen, spot: Spot) -> None:
     if listen.proxy_protocol and "haproxy" in kinds:
         spot.at("proxy_protocol").wrong(
             "is for an endpoint that leaves PROXY headers alone; make that tcp:PORT"
+        )
+
+
+def check_cluster(cluster: Cluster, spot: Spot) -> None:
+    """There is one Redis, or Sentinels that are asked for it, and what is said of it suits it."""
+    if len(cluster.addresses) > 1 and not cluster.master:
+        spot.at("redis").wrong(
+            'has several addresses, but there is no master; add master = "NAME" if these are'
+            " Sentinels, or keep one"
+        )
+    for key in ("sentinel_user", "sentinel_password_file"):
+        if getattr(cluster, key) and not cluster.master and not spot.at("master").marred:
+            spot.at(key).wrong("is for Sentinels, but there is no master; remove it, or add that")
+    for user, file in (("user", "password_file"), ("sentinel_user", "sentinel_password_file")):
+        if spot.at(user).marred or spot.at(file).marred:
+            continue
+        if getattr(cluster, user) and not getattr(cluster, file):
+            spot.at(file).wrong(f"is missing, but there is a {user}; name the file of its password")
+    tls = cluster.ca_file or cluster.verify_name or cluster.certificate or cluster.key
+    if tls and not cluster.tls and not spot.at("redis").marred:
+        spot.at("tls").wrong('is for "rediss://"; write that, or remove it')
+    elif cluster.key and not cluster.certificate and not spot.at("tls").marred:
+        spot.at("tls").at("certificate").wrong(
+            "is missing, but there is a key; name the file of its chain"
+        )
+    if cluster.lease < SHORTEST_LEASE:
+        spot.at("lease").wrong(
+            f"{cluster.lease:g} s is too short; write at least {SHORTEST_LEASE:g} s"
         )
 
 

@@ -26,13 +26,14 @@ the site is placed *then*.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from awesomeproxy.happenings import Waiters
 from awesomeproxy.model import HoldLimits, Outcome, Ramp
+from awesomeproxy.proxy.permit import Permit
 
 UNBOUNDED = 1 << 30
 
@@ -43,6 +44,7 @@ class HeldTotal:
 
     max_requests: int
     max_bytes: int
+    permit: Permit = field(default_factory=Permit)  # after which nobody is let on
     requests: int = 0
     bytes: int = 0
 
@@ -231,7 +233,7 @@ class Gate:
 
     def _release(self) -> None:
         """Let on as many as the window allows.  Those let on may come back at once."""
-        if self._releasing:
+        if self._releasing or self._total.permit.lapsed:
             return
         self._releasing = True
         try:
@@ -240,6 +242,11 @@ class Gate:
                 self._line.fire_first(Outcome.RELEASED)
         finally:
             self._releasing = False
+
+    def resume(self) -> None:
+        """The permit was renewed: let on whoever may go on."""
+        if self._line.count:
+            self._release()
 
     # Age
 

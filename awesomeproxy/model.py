@@ -419,6 +419,7 @@ class Report:
     in_flight: int
     connections: int
     held: int
+    closed: int = 0  # requests and tunnels that were cut, since the hold began
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,6 +521,30 @@ class Acme:
 
 
 @dataclass(frozen=True, slots=True)
+class Cluster:
+    """The Redis that the nodes of a cluster share, and what a node does without it."""
+
+    addresses: tuple[tuple[str, int], ...]  # hosts and ports: one Redis, or several Sentinels
+    tls: bool = False
+    db: int = 0
+    master: str = ""  # what Sentinels call it; empty: there are none
+    user: str = ""
+    password_file: str = ""
+    sentinel_user: str = ""
+    sentinel_password_file: str = ""
+    ca_file: str = ""  # of who signs its certificate; empty: the system's authorities
+    verify_name: str = ""  # in its certificate; empty: the host's
+    certificate: str = ""  # our own, with ``key``
+    key: str = ""
+    prefix: str = "awesomeproxy"  # of its keys
+    lease: float = 10.0
+    on_registry_loss: Literal["serve", "hold"] = "serve"
+    replicas: int = 0  # that must have a receipt and a commit
+    fence_command: tuple[str, ...] = ()  # the node's name is added
+    fence_time: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """A whole configuration file."""
 
@@ -539,3 +564,4 @@ class Settings:
     max_held_bytes: int = 1024 * 1024 * 1024  # the same in bytes
     tls: Tls = Tls()
     acme: Acme | None = None
+    cluster: Cluster | None = None

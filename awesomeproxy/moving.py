@@ -83,7 +83,9 @@ class Moves:
     def _loader(self, world: World, plan: Plan) -> Callable[[int], Any] | None:
         scratch = Path(self._host.settings.state_dir) / "movers"
         scratch.mkdir(mode=0o700, exist_ok=True)
-        loading = Loading(self._host.reactor, world, self.shell, str(scratch), self._identity)
+        # In a cluster another node may have to undo what this one has begun.
+        named = self._host.cluster.identity or self._identity
+        loading = Loading(self._host.reactor, world, self.shell, str(scratch), named)
         return loading.loader(plan)
 
     @cached_property
@@ -270,13 +272,25 @@ class Moves:
     # Nodes
 
     def shell(self, node: str) -> Shell:
-        """What runs commands on a node; one that has no table is this one."""
-        reach = self._host.settings.nodes.get(node, Reach(node))
+        """What runs commands on a node; one that has no table is this one.
+
+        So is the one that is called as this one is, whatever its table says: all nodes of a
+        cluster may have the same file.
+        """
+        settings = self._host.settings
+        reach = settings.nodes.get(node, Reach(node))
+        if settings.cluster is not None and node == settings.name:
+            reach = Reach(node)
         if reach not in self._shells:
             if reach.ssh and not self._sockets:
                 self._sockets = _directory(self._identity)
             self._shells[reach] = Shell(self._host.reactor, reach, self._sockets)
         return self._shells[reach]
+
+    def lapse(self, reason: str) -> None:
+        """Roll back what can be rolled back: another node may take it over."""
+        for migration in self._all():
+            migration.stop(reason)
 
     async def stop(self, reason: str) -> None:
         """Roll back what runs and let go of all nodes."""

@@ -10,8 +10,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,25 +31,36 @@ from twisted.internet.defer import (
     DeferredLock,
     maybeDeferred,
 )
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from awesomeproxy import company, config
+from awesomeproxy import company, config, joining
 from awesomeproxy.acme.keeper import Keeper
+from awesomeproxy.answering import Answering
 from awesomeproxy.certifying import Certifying
 from awesomeproxy.checking import unverified
+from awesomeproxy.cluster.alone import Alone
+from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.composing import compose, misplaced
+from awesomeproxy.defining import define_all
 from awesomeproxy.files import RESERVED, affordable, open_files
+from awesomeproxy.following import Change, Following
 from awesomeproxy.happenings import Happenings
+from awesomeproxy.joining import Surroundings
+from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
+from awesomeproxy.migrate.planning import read
 from awesomeproxy.migrate.recovery import recover
+from awesomeproxy.migrating import InTheWay, Migrating, NotMigrating
 from awesomeproxy.model import (
     DATABASE,
     FILESYSTEM,
     Database,
     Desired,
     DesiredDatabase,
+    Generation,
+    Ledger,
     Mode,
     Observed,
     Outcome,
@@ -53,17 +72,25 @@ from awesomeproxy.movers.shell import Shell
 from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
 from awesomeproxy.proxy.health import Unwell, check, connect
+from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.proxy.plane import Plane
-from awesomeproxy.registry.interface import Entry, IRegistry
+from awesomeproxy.registry.interface import Conflict, Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.reloading import differences, unchanged_kept
-from awesomeproxy.residence import Residence
+from awesomeproxy.residence import MOUNTED_ON, Residence
 from awesomeproxy.watching import Watching
 
 log = Logger()
 
+ORPHAN_IN = 5.0  # seconds that the end of a migration may take to be recorded
+TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
-FIXED = ("name", "state_dir", "control", "access_log")  # of [node]: only a restart changes them
+# What only a restart changes, and what it is called in the file.
+FIXED = {key: f"node.{key}" for key in ("name", "state_dir", "control", "access_log")}
+FIXED["cluster"] = "cluster"
+
+
+Enter = Callable[["Node"], Coroutine[Any, Any, Surroundings]]
 
 
 class Stopping(Exception):
@@ -81,27 +108,44 @@ class Node:
     keeper: Keeper
     certifying: Certifying
 
-    def __init__(self, reactor: Any, path: str, settings: Settings) -> None:
+    def __init__(
+        self, reactor: Any, path: str, settings: Settings, enter: Enter = joining.enter
+    ) -> None:
         """
         :param path: the configuration file, to be read again at a reload.
         :param settings: what it says now.
+        :param enter: finds the cluster, if it says that there is one.
         """
         self.reactor = reactor
+        self._enter = enter
+        self._entering: Deferred[Surroundings] | None = None
         self.path = path
         self.settings = settings
         self.sites: dict[str, Site] = {}
         self.databases: dict[str, Database] = {}
-        self.added: dict[str, dict[str, Any]] = {}  # tables of what was added by command
+        self.added: MutableMapping[str, dict[str, Any]] = {}  # tables of what was added by command
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
+        self.answering = Answering(self)
+        self.permit = Permit()
+        self.following: Following | None = None
+        self.misfits: dict[str, str] = {}  # sites whose definitions do not fit here, and why
+        self.withheld = ""  # why everything is held
+        self._reported: dict[str, Generation] = {}  # what the others were told is drained
         self._on_change: Happenings[str] = Happenings(reactor)
         self.watching = Watching(self._everything)
         self._control: IListeningPort | None = None
         self._definitions = DeferredLock()
-        self.pauses = Pauses(self, settings.name)
+        self.cluster: ICluster = Alone(self, settings.name)
+        self.answering.begin()
+        self.pauses = Pauses(self)
         self.moves = Moves(self)
+        self.others: dict[int, Entry] = {}  # migrations of other nodes that have not ended
+        self.migrating = Migrating(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
+        self._orphans: dict[int, IDelayedCall] = {}
+        self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
         self.stopping = False
 
@@ -122,23 +166,18 @@ class Node:
 
     async def _start(self, listen_control: Callable[[str], Deferred[IListeningPort]]) -> None:
         settings = self.settings
-        self.registry = await LocalRegistry.open(
-            self.reactor, Path(settings.state_dir) / "registry.sqlite"
-        )
-        self.added = await self.registry.definitions()
-        sites = compose(settings, self.added)
-        self.placements = await self.registry.placements()
+        sites: Mapping[str, Site] = {}
         left: list[Entry] = []
-        for entry, state in await recover(
-            self.registry, lambda entry: self.moves.carries(sites, entry), left.append
-        ):
-            log.warn(
-                "{site}: the migration from {source} to {target} was cut off: {state}",
-                site=entry.site,
-                source=entry.source,
-                target=entry.target,
-                state=state,
+        if settings.cluster is None:
+            self.registry = await LocalRegistry.open(
+                self.reactor, Path(settings.state_dir) / "registry.sqlite"
             )
+            self.added = await self.registry.definitions()
+            sites = compose(settings, self.added)
+            self.placements = await self.registry.placements()
+            left = await self._recover(sites)
+        else:
+            await self._find_others()
         self.placements = await self.registry.placements()
         everything: list[Site | Database] = [*sites.values(), *settings.databases.values()]
         for problem in misplaced(everything, self.placements).values():
@@ -156,7 +195,9 @@ class Node:
             max_sockets=open_files() - RESERVED,
             max_held=settings.max_held,
             max_held_bytes=settings.max_held_bytes,
+            permit=self.permit,
             certificates=self.certifying.certificates,
+            now=self.cluster.now,
             on_change=self._changed,
         )
         self.keeper = Keeper(
@@ -174,6 +215,8 @@ class Node:
             self.define(site)
         for database in settings.databases.values():
             self.define_database(database)
+        if not self.cluster.alone:
+            left = await self._join()
         self.moves.take_up(left)
         self.residence.begin()
         self._control = await listen_control(settings.control)
@@ -189,12 +232,60 @@ class Node:
             addresses=", ".join(listen.endpoint for listen in settings.listen),
         )
 
+    async def _recover(self, sites: Mapping[str, Site]) -> list[Entry]:
+        """Take what this node has left to its end, but for what carries something."""
+        left: list[Entry] = []
+        me = (self.settings.name, "")
+        ended = await recover(
+            self.registry,
+            lambda entry: entry.owner in me,
+            lambda entry: self.moves.carries(sites, entry),
+            left.append,
+        )
+        for entry, state in ended:
+            log.warn(
+                "{site}: the migration from {source} to {target} was cut off: {state}",
+                site=entry.site,
+                source=entry.source,
+                target=entry.target,
+                state=state,
+            )
+        return left
+
+    async def _find_others(self) -> None:
+        """Be one of a cluster, though no member yet."""
+        self._entering = Deferred.fromCoroutine(self._enter(self))
+        try:
+            found = await self._entering
+        except CancelledError:
+            raise Stopping from None
+        finally:
+            self._entering = None
+        self.registry, self.cluster = found.registry, found.cluster
+        self.following = Following(self, found.view, self.settings.name)
+        self.added = self.following.tables
+        found.on_change.append(self.adopt_all)
+        self.answering.begin()
+        self.cluster.subscribe(self.heard_of)
+
+    async def _join(self) -> list[Entry]:
+        """Become a member, with all that is to be held being held; nothing is served yet."""
+        assert self.following is not None
+        self.following.take_over_all()
+        await self.cluster.join()
+        left = await self._recover(self.sites)
+        await self.registry.placements()  # what was changed until this node was waited for
+        self.following.take_over_all()
+        return left
+
     async def stop(self) -> None:
         """Stop accepting, finish what is in flight within ``drain_time``, let go of all.
 
         A pause or migration that is under way is undone; a resume works to the end.
         """
         self.stopping = True
+        if self._entering is not None:
+            self._entering.cancel()
         await self._definitions.acquire()  # a start or a reload has come to its end
         try:
             if hasattr(self, "plane"):
@@ -208,6 +299,8 @@ class Node:
         await self.pauses.call_off("the daemon is stopping")
         for rousing in list(self._rousing):
             rousing.cancel()
+        for orphan in self._orphans.values():
+            orphan.cancel()
         await self.moves.stop("the daemon is stopping")
         self.residence.stop()
         if hasattr(self, "plane"):
@@ -217,6 +310,7 @@ class Node:
         if self._control is not None:
             await maybeDeferred(self._control.stopListening)
         if hasattr(self, "registry"):
+            await self.cluster.leave()
             await self.registry.close()
 
     # Definitions
@@ -253,7 +347,11 @@ class Node:
     async def _place_new(self, firsts: Iterable[Placement]) -> None:
         new = [first for first in firsts if first.site not in self.placements]
         if new:  # in one transaction: each has its disk write
-            placed = await self.registry.place_new(new)
+            try:
+                placed = await self.registry.place_new(new)
+            except Conflict:  # another node was first: then that is where they are
+                self.placements |= await self.registry.placements()
+                return await self._place_new(new)
             self.placements |= {each.site: each for each in placed}
 
     def define(self, site: Site) -> None:
@@ -279,7 +377,8 @@ class Node:
 
     def undefine(self, name: str) -> None:
         """A site is served no more; where it is placed stays known."""
-        self.sites.pop(name, None)
+        if self.sites.pop(name, None) is None:
+            return
         self.plane.remove(name)
         self.keeper.undefine(name)
         self.watching.forget(name)
@@ -299,7 +398,11 @@ class Node:
         """
         async with self.changing():
             settings = unchanged_kept(self.settings, config.load(self.path))
-            sites = compose(settings, self.added)
+            misfits: dict[str, str] = {}
+            if self.following is None:
+                sites = compose(settings, self.added)
+            else:
+                sites, misfits = self.following.fitting(settings)
             self._check(sites, settings)
             # What may fail comes first; all the rest happens in one turn.
             await self.place(sites.values())
@@ -308,7 +411,10 @@ class Node:
             async with self.certifying.reading(settings.tls) as take:
                 self.plane.access_log.reopen()
                 await self.plane.listen(settings.listen, settings.databases.values())
+                before, self.misfits = self.misfits, misfits
                 result, known = self._take_over(settings, sites, take())
+                for name in (before.keys() ^ misfits.keys()) & self.sites.keys():
+                    self.adopt(self.placements[name])
         await known
         return result
 
@@ -341,7 +447,9 @@ class Node:
         result["certificates"] = certificates
         before = self.settings
         kept = {key: getattr(before, key) for key in FIXED}
-        result["restart"] = [f"node.{key}" for key in FIXED if getattr(settings, key) != kept[key]]
+        result["restart"] = [
+            called for key, called in FIXED.items() if getattr(settings, key) != kept[key]
+        ]
         self.settings = replace(settings, **kept)
         result |= differences(before, self.settings)
         if settings.max_connections != before.max_connections:
@@ -381,29 +489,45 @@ class Node:
         """Where a site is placed."""
         return self.placements[name]
 
-    def adopt(self, placement: Placement) -> None:
-        """Make the workers converge to ``placement``; an older one than known is ignored."""
+    def adopt(self, placement: Placement, *, heard: bool = False) -> None:
+        """Make the workers converge to ``placement``; an older one than known is ignored.
+
+        :param heard: the registry says so, of a change that another node may have made; what
+            is not newer than known is ignored, and what only one has to do is not done.
+        """
         name = placement.site
         known = self.placements.get(name)
-        if known is not None and known.generation > placement.generation:
+        if known is not None and known.generation + heard > placement.generation:
             return
+        if heard:
+            self._admitted.pop(name, None)
+            if placement.by.startswith(MOUNTED_ON):
+                self.residence.doubt(name)
         self.placements[name] = placement
         if name.startswith(FILESYSTEM):
             self.residence.placed(name.removeprefix(FILESYSTEM))
+            if heard:
+                self.residence.heard(name.removeprefix(FILESYSTEM))
         elif name.startswith(DATABASE):
             database = self.databases.get(name.removeprefix(DATABASE))
             if database is None:
+                self._report(name)
                 return
             admits = self._admitted.get(name, frozenset())
-            absent = self.residence.absent(database, placement)
+            absent = self._absent(database, placement)
             self.plane.apply_database(DesiredDatabase(database, placement, admits, absent))
             self._watch_expiry(placement)
             if known is not None and (known.mode, placement.mode) == (Mode.HOLDING, Mode.OPEN):
-                self._rouse(name)
+                self._opened[name] = placement.generation
+            if not heard and self._opened.pop(name, None) == placement.generation:
+                self._rouse(name)  # once, by who has opened it, though it may be heard of before
         elif name in self.sites:
             self._apply(self.sites[name], placement)
         else:
+            self._report(name)
             return
+        if heard:
+            self.residence.prove(name)
         event = {"backend": placement.backend, "mode": placement.mode.value}
         if known is None or event != {"backend": known.backend, "mode": known.mode.value}:
             self.emit(
@@ -428,8 +552,13 @@ class Node:
             rousing.addBoth(roused)
 
     def _apply(self, site: Site, placement: Placement) -> None:
-        self.plane.apply(Desired(site, placement, self.residence.absent(site, placement)))
+        self.plane.apply(Desired(site, placement, self._absent(site, placement)))
         self._watch_expiry(placement)
+
+    def _absent(self, definition: Site | Database, placement: Placement) -> str:
+        """Why it is held here, whatever its placement says; empty: it is not."""
+        misfit = self.misfits.get(placement.site, "")
+        return misfit or self.withheld or self.residence.absent(definition, placement)
 
     def observed(self, name: str) -> Observed:
         """What the workers report of a site.
@@ -449,9 +578,68 @@ class Node:
         """Have those look who wait for a change of a site."""
         self._on_change.fire(name)
 
-    def cut(self, name: str) -> int:
-        """Break off what is in flight for a site; return how many requests that were."""
-        return self.plane.cut(name)
+    def cut(self, name: str) -> Deferred[int]:
+        """Break off what is in flight for a site on all nodes; fires with how much that was."""
+        return Deferred.fromCoroutine(self.answering.cut_everywhere(name))
+
+    def counted(self, names: Sequence[str]) -> Deferred[Counted]:
+        """What has become of the requests of sites and databases, on each node."""
+        return Deferred.fromCoroutine(self.answering.counted(names))
+
+    def ambiguous(self, name: str) -> Deferred[int]:
+        """How many requests may have been carried out, though they were cut, on all nodes."""
+        counted = self.counted([name])
+        return counted.addCallback(
+            lambda nodes: sum(
+                counters.ambiguous for sites in nodes.values() for counters, _ in sites.values()
+            )
+        )
+
+    def elsewhere(self, name: str) -> str:
+        """Which migration another node has, that has to do with it; empty: none."""
+        return self.migrating.elsewhere(name)
+
+    def owner_of(self, name: str) -> str | None:
+        """The node that migrates it now; None: nobody does."""
+        return self.migrating.owner_of(name)
+
+    def answer_status(self, site: str | None = None) -> dict[str, Any]:
+        """What this node has to tell of itself, and of its sites and databases.
+
+        :param site: only this one, called as its placement is; None: all that are not idle,
+            open, well and up to date.
+        """
+        return self.answering.status(site)
+
+    async def migrate(
+        self,
+        site: str,
+        to: str,
+        *,
+        databases: Mapping[str, str],
+        max_pause: float,
+        force: bool,
+        by: str,
+        progress: Callable[..., None],
+    ) -> Ledger:
+        """Move a site or a database; see :meth:`.migrating.Migrating.migrate`."""
+        return await self.migrating.migrate(
+            site,
+            to,
+            databases=databases,
+            max_pause=max_pause,
+            force=force,
+            by=by,
+            progress=progress,
+        )
+
+    async def stop_migration(self, site: str, reason: str) -> str:
+        """Call off a migration wherever it runs; see :meth:`.migrating.Migrating.stop`."""
+        return await self.migrating.stop(site, reason)
+
+    async def define_all(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+        """Define many sites at once; see :func:`.defining.define_all`."""
+        return await define_all(self, tables)
 
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers past the gate; fails unless one of them is well."""
@@ -493,6 +681,9 @@ class Node:
         if migration is not None:
             migration.stop(f"the site was resumed by {by!r}")
             await migration.ended.wait()
+        elif self.elsewhere(name):
+            with suppress(InTheWay, NotMigrating):  # then it has come to its end, or will not
+                await self.stop_migration(name, f"the site was resumed by {by!r}")
         if name.startswith(DATABASE):
             return await company.resume(self, name)
         return await self.pauses.resume(name, by)
@@ -525,9 +716,24 @@ class Node:
     async def _admit(self, plan: Plan) -> None:
         held = [member.name for member in plan.members if member.is_database]
         if held:
-            self._admitted |= dict.fromkeys(held, await self.moves.admitted(plan))
+            admits = await self.moves.admitted(plan)
+            tried = {}
             for name in held:
-                self.adopt(self.placements[name])
+                placement = self.placements[name]
+                self.try_out(name, placement.backend, placement.generation, list(admits))
+                tried[name] = (placement.backend, placement.generation, list(admits))
+            if not self.cluster.alone:  # servers may reach a database through any node
+                await self.cluster.ask("trial", {"tried": tried}, TRIAL_IN)
+
+    def try_out(self, name: str, backend: str, generation: Generation, admits: list[str]) -> None:
+        """Have a held database on ``backend`` for those who try it; a newer placement ends that.
+
+        :param admits: the addresses of who may connect to it.
+        """
+        placement = self.placements.get(name)
+        if placement is not None and placement.generation == generation:
+            self._admitted[name] = frozenset(admits)
+            self.adopt(replace(placement, backend=backend))
 
     def dismiss(self, plan: Plan) -> None:
         """Let nobody past them any more."""
@@ -537,7 +743,8 @@ class Node:
 
     def moving(self, name: str) -> bool:
         """Whether a migration has to do with it, one that cannot be taken up among them."""
-        return self.moves.of(name) is not None or name in self.moves.stuck
+        here = self.moves.of(name) is not None or name in self.moves.stuck
+        return here or self.migrating.entry_of(name) is not None
 
     def moved(self, plan: Plan) -> None:
         """A migration has ended, one way or the other."""
@@ -560,6 +767,102 @@ class Node:
         else:
             self.pauses.watch_expiry(placement)
 
+    # The cluster
+
+    def adopt_all(self, change: Change) -> None:
+        """Take over what has changed in the registry, by whomever."""
+        if self.following is not None and hasattr(self, "plane"):  # or it will be read later
+            self.following.take_over(change)
+
+    def own(self, entry: Entry) -> None:
+        """A migration of this node's is in the journal.
+
+        If nothing here knows of it, the registry was lost while it was begun.
+        """
+        known = self.moves.of(entry.site) is not None or entry.site in self.moves.stuck
+        if not known and entry.id not in self._orphans:
+            call = self.reactor.callLater(ORPHAN_IN, self._take_up_orphan, entry.id)
+            self._orphans[entry.id] = call
+
+    def _take_up_orphan(self, number: int) -> None:
+        del self._orphans[number]
+        taking = Deferred.fromCoroutine(self._orphan(number))
+        taking.addErrback(lambda failure: log.error("{why}", why=failure.getErrorMessage()))
+
+    async def _orphan(self, number: int) -> None:
+        for entry in await self.registry.unfinished():
+            alone = self.moves.of(entry.site) is None and not self.stopping
+            if entry.id == number and entry.owner == self.settings.name and alone:
+                taken = await self.registry.take_over(entry.id, entry.owner, entry.life)
+                self.take_up([taken])
+
+    def moved_elsewhere(self, entry: Entry) -> None:
+        """A migration of another node has ended, one way or the other."""
+        self.moved(read(entry))
+
+    def withhold(self, why: str) -> None:
+        """Hold everything, whatever the registry says; empty: no more."""
+        if why == self.withheld:
+            return
+        self.withheld = why
+        if why:
+            log.error("everything is held: {why}", why=why)
+        else:
+            log.info("nothing is held any more for want of the registry")
+        for name in (*self.sites, *(DATABASE + name for name in self.databases)):
+            self.adopt(self.placements[name])
+
+    def cut_all(self) -> int:
+        """Break off all that is in flight here; return how much that was."""
+        names = (*self.sites, *(DATABASE + name for name in self.databases))
+        return sum(self.plane.cut(name) for name in names)
+
+    def resume_serving(self) -> None:
+        """The permit was renewed after it had lapsed."""
+        if hasattr(self, "plane"):
+            self.plane.resume()
+
+    def held(self) -> list[Observed]:
+        """All that is to be held and is drained here, for the others to know."""
+        return [
+            observed
+            for placement in self.placements.values()
+            if (observed := self._drained(placement)) is not None
+        ]
+
+    def _drained(self, placement: Placement) -> Observed | None:
+        """What there is to report of a hold; None: there is no hold, or it is not drained."""
+        name = placement.site
+        if placement.mode is not Mode.HOLDING or name.startswith(FILESYSTEM):
+            return None
+        observed = self.plane.observed(name)
+        if observed is None:  # it is not served here
+            return None if self.plane.is_leaving(name) else _none_of(placement)
+        ready = observed.drained and observed.generation == placement.generation
+        return observed if ready else None
+
+    def take_up(self, entries: Sequence[Entry]) -> None:
+        """Take migrations of another node, which are this one's now, to their ends."""
+        for entry in entries:
+            self.others.pop(entry.id, None)
+        self.moves.take_up(entries)
+
+    def lapse(self) -> None:
+        """Nobody may be sure any more that this node is there: stop what it moves."""
+        self.moves.lapse("the registry cannot be reached")
+
+    def heard_of(self, what: str, name: str) -> None:
+        """Something has happened in the cluster; see :meth:`ICluster.subscribe`."""
+        if what == "drained":
+            self.tell_changed(name)
+        elif what == "member":
+            states = {each.name: each.state for each in self.cluster.members()}
+            state = states.get(name, "removed")
+            if state in ("gone", "fenced", "expired"):
+                log.warn("the node {name} is {state}", name=name, state=state)
+            self.emit(event="node", node=name, state=state)
+            self.residence.look_after(name)
+
     # Watching
 
     def emit(self, **event: Any) -> None:
@@ -571,11 +874,28 @@ class Node:
         return [self.observed(name) for name in names]
 
     def _changed(self, name: str) -> None:
+        self._report(name)
         self._on_change.fire(name)
         if self.watching and (observed := self.plane.observed(name)) is not None:
             self.watching.look(observed)
+
+    def _report(self, name: str) -> None:
+        """Tell the others that a hold is drained here, once it is."""
+        placement = self.placements.get(name)
+        if self.cluster.alone or placement is None:
+            return
+        if (observed := self._drained(placement)) is None:
+            self._reported.pop(name, None)
+        elif self._reported.get(name) != placement.generation:
+            self._reported[name] = placement.generation
+            self.cluster.report(observed, {})
 
     @property
     def pid(self) -> int:
         """Of this process."""
         return os.getpid()
+
+
+def _none_of(placement: Placement) -> Observed:
+    """What is reported of something held that is not served here: that nothing is in flight."""
+    return Observed(placement.site, placement.generation, placement.backend, placement.mode)

@@ -14,9 +14,9 @@ one who came first:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import random
 from typing import Any, Literal, Protocol
 
 from twisted.internet.defer import Deferred, DeferredLock
@@ -24,9 +24,18 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from awesomeproxy import rollcall
+from awesomeproxy.cluster.interface import ICluster, Roll
 from awesomeproxy.happenings import Once
-from awesomeproxy.model import Generation, Mode, Observed, Outcome, Placement, Receipt, Report
-from awesomeproxy.registry.interface import Conflict, IRegistry, RegistryError
+from awesomeproxy.model import Generation, Mode, Observed, Outcome, Placement, Receipt
+from awesomeproxy.registry.interface import (
+    Conflict,
+    Doubtful,
+    IRegistry,
+    RegistryError,
+    Unreachable,
+)
+from awesomeproxy.undoing import Undoing
 
 log = Logger()
 
@@ -57,6 +66,7 @@ class Host(Protocol):
 
     reactor: Any
     registry: IRegistry
+    cluster: ICluster
 
     def placement(self, name: str) -> Placement:
         """Where a site is placed, as the registry says."""
@@ -68,13 +78,21 @@ class Host(Protocol):
         """What the workers report; KeyError if the site is not served any more."""
 
     def changed(self, name: str, timeout: float) -> Deferred[Outcome]:
-        """Fires when what is reported of a site may have changed, or time is up."""
+        """Fires when what is reported of a site here or elsewhere may have changed, or time
+        is up."""
 
     def tell_changed(self, name: str) -> None:
         """Have those look who wait for a change of a site."""
 
-    def cut(self, site: str) -> int:
-        """Break off what is in flight; answer with how much that was."""
+    def elsewhere(self, name: str) -> str:
+        """Which migration another node has, that has to do with it; empty: none."""
+
+    def cut(self, site: str) -> Deferred[int]:
+        """Break off what is in flight, on all nodes; answer with how much that was."""
+
+    def ambiguous(self, site: str) -> Deferred[int]:
+        """How many requests may have been carried out, though they were cut: on all nodes,
+        since they were started."""
 
 
 @dataclass
@@ -90,15 +108,12 @@ class UnderWay:
 class Pauses:
     """Holds sites and lets them go on."""
 
-    def __init__(self, host: Host, node: str) -> None:
-        """
-        :param node: this node's name, for receipts.
-        """
+    def __init__(self, host: Host) -> None:
         self._host = host
-        self._node = node
         self._turn = DeferredLock()
         self._under_way: dict[str, UnderWay] = {}
         self._expiries: dict[str, IDelayedCall] = {}
+        self._undoing = Undoing(host)
 
     def under_way(self, name: str) -> bool:
         """Whether a pause of the site waits for its drain."""
@@ -126,7 +141,7 @@ class Pauses:
         """
         host = self._host
         began = host.reactor.seconds()
-        ambiguous = host.observed(name).counters.ambiguous
+        ambiguous = await host.ambiguous(name) if force else 0
         pauses = self._under_way.setdefault(name, UnderWay(host.placement(name)))
         pauses.waiting += 1
         try:
@@ -134,12 +149,12 @@ class Pauses:
             progress("drain", "let requests in flight finish")
             try:
                 try:
-                    hold = await self._drained(hold, pauses, timeout)
+                    hold, roll = await self._drained(hold, pauses, timeout)
                 except _Stuck:
                     if not force or pauses.called_off:
                         raise
-                    progress("cut", f"cut {host.cut(name)} that did not finish")
-                    hold = await self._drained(hold, pauses, CUT_GRACE)
+                    progress("cut", f"cut {await host.cut(name)} that did not finish")
+                    hold, roll = await self._drained(hold, pauses, CUT_GRACE)
             except _Stuck as stuck:
                 raise NotDrained(f"{stuck}; {await self._undo(name, pauses, by)}") from None
             pauses.before = hold  # whoever still waits does not undo this one
@@ -148,7 +163,16 @@ class Pauses:
             if not pauses.waiting:
                 del self._under_way[name]
                 pauses.ended.fire()
-        return self._receipt(hold, host.reactor.seconds() - began, ambiguous)
+        workers = roll.reports[name]
+        return Receipt(
+            site=name,
+            backend=hold.backend,
+            generation=hold.generation,
+            drained_in=round(host.reactor.seconds() - began, 6),
+            workers=workers,
+            closed=sum(report.closed for report in workers),
+            ambiguous=await host.ambiguous(name) - ambiguous if force else 0,
+        )
 
     async def resume(self, name: str, by: str, generation: Generation | None = None) -> Placement:
         """Open a site's gate, whatever state it is in.
@@ -180,42 +204,73 @@ class Pauses:
         try:
             seen = self._host.placement(name)
             if seen.mode is Mode.HOLDING and (seen.expires, seen.then) == (expires, then):
+                self._undoing.forget(name)
                 return seen
             wanted = replace(seen, mode=Mode.HOLDING, by=by, expires=expires, then=then)
-            return await self._place(wanted, seen)
+            try:
+                return await self._place(wanted, seen)
+            except Doubtful:
+                undone = replace(seen, by=f"{by} (undone)")
+                self._undoing.later(seen, undone, wanted)
+                raise
         finally:
             self._turn.release()
 
     async def _place(self, wanted: Placement, seen: Placement) -> Placement:
         placed = await self._host.registry.place(wanted, seen.generation)
+        self._undoing.forget(wanted.site)  # whatever that was, it is not there any more
         self._host.adopt(placed)
         return placed
 
-    async def _drained(self, hold: Placement, pauses: UnderWay, timeout: float) -> Placement:
-        """Wait until a site is drained; answer with the placement at which it is."""
+    async def _drained(
+        self, hold: Placement, pauses: UnderWay, timeout: float
+    ) -> tuple[Placement, Roll]:
+        """Wait until a site is drained everywhere; answer with the placement at which it is,
+        and who has said so."""
         host, name = self._host, hold.site
         deadline = host.reactor.seconds() + timeout
         while True:
-            stored = host.placement(name)
-            try:
-                observed = host.observed(name)
-            except KeyError:
-                raise _Stuck("the site was removed meanwhile") from None
-            if (stored.mode, stored.backend) != (hold.mode, hold.backend):
-                raise Overtaken(stored)
-            if pauses.called_off:
-                raise _Stuck(pauses.called_off)
-            if observed.drained and observed.generation >= stored.generation:
-                return stored
+            stored = self._still(hold, pauses)
             left = deadline - host.reactor.seconds()
-            if left <= 0:
-                raise _Stuck(
-                    f"after {timeout:g} s there were still {observed.in_flight} requests in"
-                    f" flight, {observed.tunnels} upgraded connections and"
-                    f" {observed.connections} connections to servers"
-                    " (wait longer with --timeout, or cut them with --force)"
-                )
-            await host.changed(name, left)
+            # Before it is asked, or what is heard meanwhile would be missed.
+            news = host.changed(name, rollcall.patience(host.cluster, left))
+            try:
+                if left <= 0 or _drained_at(host.observed(name), stored):
+                    roll = host.elsewhere(name) or await self._roll(stored)
+                    if self._still(hold, pauses) != stored:
+                        continue
+                    if isinstance(roll, Roll) and roll.complete:
+                        return stored, roll
+                    if left <= 0:
+                        if isinstance(roll, Roll):
+                            roll = await rollcall.missing(host.cluster, roll)
+                        raise _Stuck(f"after {timeout:g} s {roll}")
+                await news
+            finally:
+                news.cancel()
+
+    async def _roll(self, stored: Placement) -> Roll | str:
+        """Who has drained it, or why that is not known."""
+        try:
+            return await rollcall.call(self._host.cluster, [stored])
+        except Conflict:  # which will be heard of
+            return "somebody else was changing the site"
+        except Unreachable as problem:
+            return str(problem)
+
+    def _still(self, hold: Placement, pauses: UnderWay) -> Placement:
+        """The placement as it is now, if that still is what holds the site."""
+        name = hold.site
+        stored = self._host.placement(name)
+        try:
+            self._host.observed(name)
+        except KeyError:
+            raise _Stuck("the site was removed meanwhile") from None
+        if (stored.mode, stored.backend) != (hold.mode, hold.backend):
+            raise Overtaken(stored)
+        if pauses.called_off:
+            raise _Stuck(pauses.called_off)
+        return stored
 
     async def _undo(self, name: str, pauses: UnderWay, by: str) -> str:
         """Go back to what was before; answer with what the site is now."""
@@ -234,35 +289,17 @@ class Pauses:
                     expires=before.expires,
                     then=before.then,
                 )
-                await self._place(after, seen)
+                try:
+                    await self._place(after, seen)
+                except Conflict as conflict:
+                    raise Overtaken(conflict.stored or pauses.before) from None
+                except RegistryError as problem:
+                    self._undoing.later(seen, after)
+                    return f"but that is not undone yet, the site is still held: {problem}"
             held = before.mode is Mode.HOLDING
             return "the site is held, as it was before" if held else "the pause was undone"
-        except Conflict as conflict:
-            raise Overtaken(conflict.stored or pauses.before) from None
-        except RegistryError as problem:
-            return f"and the pause cannot be undone, the site is still held: {problem}"
         finally:
             self._turn.release()
-
-    def _receipt(self, hold: Placement, seconds: float, ambiguous: int) -> Receipt:
-        observed = self._host.observed(hold.site)
-        report = Report(
-            node=self._node,
-            worker="daemon",
-            generation=observed.generation,
-            in_flight=observed.in_flight,
-            connections=observed.connections,
-            held=observed.held,
-        )
-        return Receipt(
-            site=hold.site,
-            backend=hold.backend,
-            generation=hold.generation,
-            drained_in=round(seconds, 6),
-            workers=(report,),
-            closed=observed.closed,
-            ambiguous=observed.counters.ambiguous - ambiguous,
-        )
 
     # The end of a hold
 
@@ -272,7 +309,10 @@ class Pauses:
         self.forget_expiry(name)
         expires = placement.expires
         if placement.mode is Mode.HOLDING and expires is not None and placement.then == "resume":
-            self._expire_in(name, max(0.0, expires - time.time()), placement.generation)
+            left = max(0.0, expires - self._host.cluster.now())
+            if not self._host.cluster.alone:  # all nodes will try, of which one is enough
+                left += random()
+            self._expire_in(name, left, placement.generation)
 
     def forget_expiry(self, name: str) -> None:
         """The site's hold, if there is one, ends by itself no more."""
@@ -282,6 +322,7 @@ class Pauses:
 
     def forget_expiries(self) -> None:
         """No hold ends by itself any more; the next daemon will see to it."""
+        self._undoing.stop()
         for name in list(self._expiries):
             self.forget_expiry(name)
 
@@ -305,3 +346,7 @@ class Pauses:
         log.error("{site}: cannot be resumed yet: {why}", site=name, why=failure.value)
         if name not in self._expiries:
             self._expire_in(name, TRY_AGAIN, generation)
+
+
+def _drained_at(observed: Observed, placement: Placement) -> bool:
+    return observed.drained and observed.generation >= placement.generation

@@ -28,6 +28,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.model import (
     DATABASE,
     FILESYSTEM,
@@ -47,9 +48,11 @@ from awesomeproxy.registry.interface import IRegistry, RegistryError
 
 log = Logger()
 
+LOOK_AGAIN = 5.0  # seconds between looks after a node that is lost
 LOOK_EVERY = 0.2  # seconds between looks at another node's mount table
 PROVE_EVERY = 0.5  # seconds between questions whether a site's servers are well
 MOUNT_IN = 30.0  # seconds in which something has to be mounted that was attached
+MOUNTED_ON = "mounted on "  # who has placed something where its filesystem is
 TRY_AGAIN = 1.0  # seconds between tries to record what was seen
 
 
@@ -62,6 +65,7 @@ class Host(Protocol):
 
     reactor: Any
     registry: IRegistry
+    cluster: ICluster
     sites: dict[str, Site]
     databases: dict[str, Database]
 
@@ -101,6 +105,7 @@ class Residence:
         self._doubted: set[str] = set()  # sites of which no server is known to be well
         self._proving: dict[str, Deferred[None]] = {}
         self._again: dict[str, IDelayedCall] = {}
+        self._looking: dict[str, IDelayedCall] = {}  # after nodes that are lost
         self.conflicts: dict[str, str] = {}  # filesystem -> the node that has it as well
         self._running = False
 
@@ -147,6 +152,9 @@ class Residence:
         for again in self._again.values():
             again.cancel()
         self._again.clear()
+        for looking in self._looking.values():
+            looking.cancel()
+        self._looking.clear()
         for proving in list(self._proving.values()):
             proving.cancel()
         self._mounts.stop()
@@ -215,6 +223,72 @@ class Residence:
                 }
             )
         return found
+
+    def doubt(self, lodger: str) -> None:
+        """Another node has placed it where its filesystem is: this one has not looked yet."""
+        if self._running:
+            self._doubted.add(lodger)
+
+    def prove(self, lodger: str) -> None:
+        """Look, if that is to be done: it is held here until one of its servers is well."""
+        if lodger in self._doubted:
+            self._prove(lodger)
+
+    def heard(self, name: str) -> None:
+        """Another node has placed a filesystem: what was in its way may be so no more."""
+        other, where = self.conflicts.get(name), self._host.placement(FILESYSTEM + name)
+        if other is not None and where.mode is Mode.HOLDING and self._running:
+            telling = Deferred.fromCoroutine(self._tell_mounted(name, other))
+            telling.addErrback(self._not_recorded, _key(name, other))
+
+    async def _tell_mounted(self, name: str, node: str) -> None:
+        await self.mounted(name, node)
+
+    def look_after(self, node: str) -> None:
+        """A node is there, or is not any more: see what has become of what was mounted there.
+
+        What is mounted on a node that was fenced is used no more.  Of one that only says
+        nothing that is known when no server there takes a connection either: until then the
+        daemon may just be starting again, or have lost the registry.
+        """
+        if (again := self._looking.pop(node, None)) is not None:
+            again.cancel()
+        states = {each.name: each.state for each in self._host.cluster.members()}
+        if states.get(node, "live") in ("live", "late") or not self._running:
+            return
+        for name, filesystem in self._filesystems.items():
+            where = self._host.placement(FILESYSTEM + name)
+            there = where.backend == node and where.mode is Mode.OPEN and filesystem.mount_point
+            if there and not self._host.moving(where.site):
+                leaving = Deferred.fromCoroutine(self._leave(name, node, states[node] == "fenced"))
+                leaving.addErrback(self._not_left, name)
+        self._looking[node] = self._host.reactor.callLater(LOOK_AGAIN, self._look_again, node)
+
+    def _look_again(self, node: str) -> None:
+        del self._looking[node]
+        self.look_after(node)
+
+    async def _leave(self, name: str, node: str, surely: bool) -> None:
+        """Hold what lives in a filesystem of a node that is lost."""
+        for lodger in () if surely else self._lodgers(name):
+            try:
+                await self._host.check(lodger, self._host.placement(lodger).backend)
+            except Exception as problem:
+                log.debug("{site}: {why}", site=lodger, why=problem)
+            else:
+                return
+        log.error(
+            "The node {node} is lost, and with it the filesystem {name}: what lives in it is"
+            " held until it is mounted somewhere else.",
+            node=node,
+            name=name,
+        )
+        await self.unmounted(name, node)
+
+    def _not_left(self, failure: Failure, name: str) -> None:
+        # Another node may have been first; and if it cannot be recorded, there is the next look.
+        if not isinstance(failure.value, RegistryError | Elsewhere):
+            log.failure("{name}: cannot be held", failure, name=name)
 
     # What is told
 
@@ -365,7 +439,7 @@ class Residence:
                 log.error("{site}: has no backend on {node}", site=lodger, node=node)
                 continue
             seen = self._host.placement(lodger)
-            wanted = replace(seen, backend=choices[0], by=f"mounted on {node}")
+            wanted = replace(seen, backend=choices[0], by=MOUNTED_ON + node)
             try:
                 placed = await self._host.registry.place(wanted, seen.generation)
             except RegistryError as problem:  # the others can go on all the same

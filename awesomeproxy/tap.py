@@ -25,8 +25,7 @@ from twisted.python.usage import Options as BaseOptions
 
 from awesomeproxy import __version__, config
 from awesomeproxy.config import ConfigError
-from awesomeproxy.control import mounting as mounting  # enters its commands in the table
-from awesomeproxy.control.commands import table
+from awesomeproxy.control.every import table
 from awesomeproxy.control.listening import ControlSocketError
 from awesomeproxy.control.render import reloaded
 from awesomeproxy.control.server import listen as listen_control

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import command, costs, holding, mounts, moving, sites, switching
+from bench import cluster, command, costs, holding, mounts, moving, sites, switching
 from bench.bars import FIGURES
 from bench.processes import BenchError, MissingTools, core_of, prepare, require
 from bench.results import Options, Results
@@ -35,6 +35,7 @@ MEASURES: dict[str, Callable[[Results, Console], None]] = {
     "status": command.status,
     "mounts": mounts.mounts,
     "sites": sites.sites,
+    "cluster": cluster.cluster,
     "pausezfs": moving.pausezfs,
     "pausersync": moving.pausersync,
 }
@@ -80,6 +81,8 @@ def main() -> int:
         others = sorted({p.removesuffix("-file") for p in proxies} & {"haproxy", "caddy"})
         if H2LOAD & set(figures):
             others.append("h2load")
+        if "cluster" in figures:
+            others += ["redis-server", "redis-cli", "nsenter"]
         for figure in set(figures) & set(moving.TOOLS):
             others += moving.TOOLS[figure]
         require("wrk", "nginx", "taskset", "setpriv", *others)

@@ -86,6 +86,11 @@ BARS: tuple[Bar, ...] = (
     Bar("mounts-stall", "mounts", "the longest it kept the reactor from its work", "ms", 20.0),
     Bar("sites-start", "sites", "10,000 sites: from the start until it listens", "s", 3.0),
     Bar("sites-memory", "sites", "memory of the daemon that has them", "MB", 100.0),
+    Bar(
+        "cluster-receipt", "cluster", "300 nodes, 40 ms: receipt beyond 3 round trips", "ms", 250.0
+    ),
+    Bar("cluster-start", "cluster", "10,000 sites in the registry: start", "s", 3.0),
+    Bar("cluster-memory", "cluster", "memory of a node that has them", "MB", 100.0),
     *_pause_bars("pausezfs", "zfs"),
     *_pause_bars("pausersync", "rsync"),
 )
@@ -105,6 +110,7 @@ FIGURES: Mapping[str, str] = {
     "status": "the time that awesomeproxy status takes",
     "mounts": "what a mount costs the watcher among 100,000 mounts",
     "sites": "the start, the memory and a reload of a daemon with 10,000 sites",
+    "cluster": "how long 3, 30 and 300 nodes take to agree, near and far",
     "pausezfs": "the pause of a site that moves with 1 GB it writes to, with zfs",
     "pausersync": "the same with rsync",
 }

@@ -47,6 +47,8 @@ TOOLS = {
     "ssh-keygen": "openssh-client",
     "rsync": "rsync",
     "zfs-fuse": "zfs-fuse",
+    "redis-server": "redis-server",
+    "redis-cli": "redis-tools",
 }
 
 Role = Literal["proxy", "load"]

@@ -35,21 +35,21 @@ def sites(results: Results, console: Console) -> None:
         text = configurations.many(directory, port, COUNT)
         config.write_text(text)
         console.print(f"sites: {COUNT:,} sites, {results.options.rounds} rounds")
-        with _started(directory, port, config) as (_, first):
+        with started(directory, port, config) as (_, first):
             pass
         for _ in range(results.options.rounds):
-            with _started(directory, port, config) as (process, seconds):
+            with started(directory, port, config) as (process, seconds):
                 took.append(seconds)
                 busy.append(cpu_ns(process.pid) / 1e9)
                 settle(process)
-                weights.append(_megabytes(process))
+                weights.append(megabytes(process))
                 with control(process) as ctl:
                     nothing = _reload(ctl, changed=0)
                     config.write_text(text.replace('"site7.', '"other7.'))
                     one = _reload(ctl, changed=1)
                     config.write_text(text)
                 settle(process)
-                after = _megabytes(process)
+                after = megabytes(process)
     # The neighbours can only add to it.
     results.readings["sites-start"] = Reading(min(took), took)
     results.readings["sites-memory"] = Reading(statistics.median(weights), weights)
@@ -61,7 +61,7 @@ def sites(results: Results, console: Console) -> None:
 
 
 @contextmanager
-def _started(directory: Path, port: int, config: Path) -> Iterator[tuple[Process, float]]:
+def started(directory: Path, port: int, config: Path) -> Iterator[tuple[Process, float]]:
     """A daemon that listens, and how many seconds it took."""
     log = directory / "output.log"
     with log.open("wb") as output:
@@ -89,7 +89,8 @@ def _listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _megabytes(process: Process) -> float:
+def megabytes(process: Process) -> float:
+    """What a daemon weighs."""
     return memory_bytes(process.pid) / 1e6
 
 

@@ -13,9 +13,12 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
+from awesomeproxy.cluster.alone import Alone
+from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.carriage import Carriage
 from awesomeproxy.migrate.engine import Migration
+from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.model import Observed, Outcome, Placement
 from awesomeproxy.movers.interface import Estimate
@@ -135,6 +138,7 @@ class House:
         self.gone: set[str] = set()  # nodes on which nothing is mounted
         self.admitted: list[str] = []
         self._changes: Happenings[str] = Happenings(script.reactor)
+        self.cluster: ICluster = Alone(self, "n1")
 
     async def place(self, *placements: Placement) -> None:
         for each in placements:
@@ -159,8 +163,12 @@ class House:
             name, now.generation, now.backend, now.mode, in_flight=int(name in self.busy)
         )
 
-    def changed(self, name: str) -> Deferred[Outcome]:
-        return self._changes.wait(name)
+    def changed(self, name: str, timeout: float | None = None) -> Deferred[Outcome]:
+        return self._changes.wait(name, timeout)
+
+    def counted(self, names: Sequence[str]) -> Deferred[Counted]:
+        served = [self.observed(name) for name in names if name not in self.unserved]
+        return succeed({"n1": {each.site: (each.counters, each.longest_wait) for each in served}})
 
     def leave(self, name: str) -> None:
         """What was in flight has ended."""
@@ -189,8 +197,8 @@ class House:
     def dismiss(self, plan: Plan) -> None:
         self.admitted = []
 
-    def cut(self, site: str) -> int:
-        return 0
+    def cut(self, site: str) -> Deferred[int]:
+        return succeed(0)
 
     def is_at(self, *names: str) -> list[str]:
         """Where each is, and whether it is held."""

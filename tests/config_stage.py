@@ -24,6 +24,7 @@ TABLES = {
 # Tables that it does without.
 MORE = {
     "[tls]": [],
+    "[cluster]": ['redis = "redis://10.0.0.5:6379"'],
     "[acme]": ['directory = "https://ca.example/directory"', "terms_agreed = true"],
     "[nodes.b]": [],
     "[filesystems.f]": ['mover = "rsync"', 'node = "node1"', 'on.node1.path = "/srv/f"'],
@@ -62,6 +63,8 @@ def text_with(table: str = "", line: str = "") -> str:
     text = ""
     more = {table: MORE[table]} if table in MORE else {}
     for header, lines in {**TABLES, **more}.items():
+        if table == "[cluster]" and header.startswith("[sites"):
+            continue  # in a cluster there are none in the file
         kept = [old for old in lines if header != table or old.partition(" = ")[0] != key]
         text += "\n".join([header, *kept, line if header == table else "", ""])
     return text

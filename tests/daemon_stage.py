@@ -118,6 +118,9 @@ class Daemon:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     talks: list[Talk] = field(default_factory=list)
+    name: str = "node1"
+    host: str = HOST  # that it listens on
+    inside: tuple[str, ...] = ()  # what runs a command where the daemon is
 
     @property
     def control(self) -> str:
@@ -142,12 +145,12 @@ class Daemon:
         self.text = "\n".join(
             [
                 "[node]",
-                'name = "node1"',
+                f'name = "{self.name}"',
                 f'state_dir = "{self.directory / "state"}"',
                 f'control = "{self.control}"',
                 node,
                 "[[listen]]",
-                f'endpoint = "tcp:{self.port}:interface={HOST}"',
+                f'endpoint = "tcp:{self.port}:interface={self.host}"',
                 listen,
                 *sites,
                 "",
@@ -162,7 +165,7 @@ class Daemon:
         service = ["awesomeproxy", f"--config={self.config}"]
         with open(self.directory / f"log.{self.starts}", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", runner, *own, *words, *service],
+                [*self.inside, sys.executable, "-c", runner, *own, *words, *service],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -263,7 +266,7 @@ class Daemon:
     # Clients
 
     async def connect(self) -> Talk:
-        endpoint = TCP4ClientEndpoint(reactor, HOST, self.port)
+        endpoint = TCP4ClientEndpoint(reactor, self.host, self.port)
         talk: Talk = await connectProtocol(endpoint, Talk())  # type: ignore[no-untyped-call]
         self.talks.append(talk)
         return talk
@@ -293,7 +296,7 @@ class Load:
         host = how.pop("host", "blog.test")
         path = how.pop("path", "/{n}")
         headers = (("Host", host), *how.pop("headers", ()))
-        self.plan = Plan(f"http://{HOST}:{daemon.port}{path}", headers=headers, **how)
+        self.plan = Plan(f"http://{daemon.host}:{daemon.port}{path}", headers=headers, **how)
         self.run = Run(reactor, self.plan)
         self.result: Deferred[Result] = Deferred.fromCoroutine(self.run.go())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from carrying_stage import Broken
@@ -49,12 +50,23 @@ def a_database(name: str, *nodes: str) -> Database:
 
 
 @dataclass
+class Neighbours:
+    """The other nodes, and how it stands with them."""
+
+    states: dict[str, str] = field(default_factory=dict)
+
+    def members(self) -> list[Any]:
+        return [SimpleNamespace(name=name, state=state) for name, state in self.states.items()]
+
+
+@dataclass
 class House:
     """The node, as residence sees it."""
 
     table: str
     reactor: Any = reactor
     registry: Any = field(default_factory=lambda: Broken(MemoryRegistry()))
+    cluster: Any = field(default_factory=Neighbours)
     sites: dict[str, Site] = field(default_factory=dict)
     databases: dict[str, Database] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)

@@ -7,6 +7,7 @@ follow a script.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from carrying_stage import DATA, MAX_PAUSE, PLAN, House, Told, a_house, migration
@@ -24,7 +25,7 @@ from awesomeproxy.migrate.engine import (
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.model import Ledger, Mode, Placement
 from awesomeproxy.movers.interface import MoverError
-from awesomeproxy.registry.interface import Entry, RegistryError
+from awesomeproxy.registry.interface import Doubtful, Entry, RegistryError
 
 BEFORE_THE_HOLD = ("check", "presync")
 HELD = ("stop", "fence", "sync", "attach", "mount", "compare", "start")
@@ -602,3 +603,48 @@ async def test_what_is_not_held_before_the_sites_are_drained_goes_back_with_them
     assert (await house.entry()).state == "rolled back"
     house.busy.clear()
     assert (await migration(house, plan=COMPANY, movers=("data", "shop")).run()).outcome == "done"
+
+
+# A registry that is lost while it is asked
+
+
+class Doubting:
+    """A registry that holds, and is lost before it can say so."""
+
+    def __init__(self, house: House, heard: bool) -> None:
+        self._house = house
+        self._registry = house.registry
+        self._heard = heard  # at once: the node follows what is written
+        self.placed: dict[str, Placement] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._registry, name)
+
+    async def _hold(self, *args: Any) -> None:
+        self.placed = await self._registry.hold(*args)
+        if self._heard:
+            self.hear()
+        raise Doubtful("the registry was lost")
+
+    def hold(self, *args: Any) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._hold(*args))
+
+    def hear(self) -> None:
+        for placement in self.placed.values():
+            self._house.adopt(placement)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+@twisted_test
+async def test_a_hold_of_which_nothing_is_known_is_not_left(heard: bool) -> None:
+    """The migration is undone, and when the hold turns up it is as well."""
+    house = await a_house()
+    house.registry = registry = Doubting(house, heard)
+    with pytest.raises(RolledBack, match="the registry was lost"):
+        await migration(house).run()
+    if not heard:
+        registry.hear()
+        assert house.is_at("blog") == ["holding one"]
+        house.reactor.advance(1)
+    assert house.is_at("blog") == ["open one"]
+    assert (await house.entry()).state == "rolled back"

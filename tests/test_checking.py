@@ -70,6 +70,16 @@ def test_what_is_in_order_is_not_doubted(tmp_path: Path) -> None:
             '[nodes.other]\nssh = "other"\nconfig = "/no.conf"\n' + LISTEN,
             ["nodes.other.config: /no.conf cannot be read"],
         ),
+        (
+            f'{LISTEN}[cluster]\nredis = "rediss://r"\nmaster = "m"\n'
+            'password_file = "/no"\nsentinel_password_file = "/etc/passwd"\ntls.ca_file = "/ca"',
+            [
+                "cluster.password_file: /no cannot be read",
+                "cluster.sentinel_password_file: /etc/passwd can be read by others",
+                "cluster.tls.ca_file: /ca cannot be read",
+                "cluster.redis: is one Sentinel",
+            ],
+        ),
     ],
 )
 def test_what_is_doubtful_is_named(text: str, said: list[str], tmp_path: Path) -> None:

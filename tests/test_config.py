@@ -52,8 +52,23 @@ def test_a_bad_line_is_told_with_its_file_key_and_remedy(table: str, line: str, 
         (text_with() + "\n[site.b]", 'site: is not a key here; did you mean "sites"?'),
         (
             text_with() + "\n[x]",
-            "x: is not a key here; the keys are node, tls, acme, listen, nodes, filesystems,"
-            " hooks, databases, sites",
+            "x: is not a key here; the keys are node, cluster, tls, acme, listen, nodes,"
+            " filesystems, hooks, databases, sites",
+        ),
+        ('[[listen]]\nendpoint = "tcp:80"\n[cluster]', "cluster.redis: is missing; add it"),
+        (
+            text_with("[cluster]", 'redis = ["redis://r", "rediss://s/1"]') + 'master = "m"',
+            "cluster.redis: has addresses that differ in more than host and port; write all with"
+            ' "redis://" or all with "rediss://", and with the same database',
+        ),
+        (
+            text_with("[cluster]", 'redis = "rediss://r"') + 'tls.key = "/k"',
+            "cluster.tls.certificate: is missing, but there is a key; name the file of its chain",
+        ),
+        (
+            text_with("[cluster]", 'sentinel_user = "u"') + 'master = "m"',
+            "cluster.sentinel_password_file: is missing, but there is a sentinel_user; name the"
+            " file of its password",
         ),
         (
             'sites = "a"\n[[listen]]\nendpoint = "tcp:80"',
@@ -574,3 +589,70 @@ def test_the_mover_says_whether_paths_are_mount_points_unless_the_file_does() ->
     zfs = zfs.replace("on.b", 'on.b.path = "/srv/f"\non.b')
     zfs = zfs.replace("on.node1", 'on.node1.path = "/srv/f"\non.node1')
     assert config.parse(zfs + text_with(), "f.toml").filesystems["f"].mount_point
+
+
+CLUSTER = '[[listen]]\nendpoint = "tcp:80"\n[cluster]\n'
+
+
+def test_a_cluster_has_a_redis_or_sentinels() -> None:
+    """Ports, databases and how many replicas are wanted come with the kind."""
+    one = config.parse(CLUSTER + 'redis = "redis://r.example"', "f.toml").cluster
+    assert one == model.Cluster((("r.example", 6379),))
+    two = config.parse(
+        CLUSTER + 'redis = ["rediss://[::1]/2", "rediss://10.0.0.6:7/2"]\nmaster = "m"', "f.toml"
+    ).cluster
+    there = (("::1", 26379), ("10.0.0.6", 7))
+    assert two == model.Cluster(there, tls=True, db=2, master="m", replicas=1)
+
+
+def test_every_key_of_a_cluster_gets_where_it_belongs() -> None:
+    """All of them, each with a value of its own."""
+    text = """
+        redis = ["rediss://r.example:1/3"]
+        master = "m"
+        user = "u"
+        password_file = "/p"
+        sentinel_user = "su"
+        sentinel_password_file = "/sp"
+        tls = { ca_file = "/ca", name = "R.example", certificate = "/c", key = "/k" }
+        prefix = "p"
+        lease = "4s"
+        on_registry_loss = "hold"
+        replicas = 2
+        fence_command = ["off", "now"]
+        fence_time = "5s"
+    """
+    assert config.parse(CLUSTER + text, "f.toml").cluster == model.Cluster(
+        addresses=(("r.example", 1),),
+        tls=True,
+        db=3,
+        master="m",
+        user="u",
+        password_file="/p",
+        sentinel_user="su",
+        sentinel_password_file="/sp",
+        ca_file="/ca",
+        verify_name="r.example",
+        certificate="/c",
+        key="/k",
+        prefix="p",
+        lease=4.0,
+        on_registry_loss="hold",
+        replicas=2,
+        fence_command=("off", "now"),
+        fence_time=5.0,
+    )
+
+
+def test_a_password_in_an_address_is_in_no_error() -> None:
+    """Whatever else is wrong with it."""
+    for redis in ('"redis://u:hush@r:x"', '["redis://hush@r", 3]', '"http://:hush@r/0"'):
+        assert "hush" not in str(problems(CLUSTER + f"redis = {redis}"))
+
+
+def test_sites_are_not_in_the_file_of_a_cluster() -> None:
+    """Each is told, with the way that they are added."""
+    assert problems(text_with() + '[cluster]\nredis = "redis://r"\n') == (
+        "f.toml: sites.a: in a cluster sites are not in the file, so that all nodes have the"
+        " same; move [sites] to a file of its own and say: awesomeproxy apply FILE",
+    )

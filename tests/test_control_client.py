@@ -103,7 +103,7 @@ async def test_a_refused_connection_says_why(tmp_path: Path) -> None:
 
 @twisted_test
 async def test_a_request_that_is_too_long_is_told_so(theatre: Theatre) -> None:
-    with pytest.raises(RpcError, match="a line is longer than 1048576 bytes; send less at once"):
+    with pytest.raises(RpcError, match="a line is longer than 8388608 bytes; send less at once"):
         await deferToThread(call, theatre.path, "resume", site="x" * 9_000_000)
 
 

@@ -11,6 +11,7 @@ import pytest
 from control_stage import Talk, Theatre, connect, serve, twisted_fixture, twisted_test
 
 from awesomeproxy.control.connection import Limits
+from awesomeproxy.control.protocol import LINE_MAX
 
 REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"resume","params":{"site":"blog"}}\n'
 RESUMED = {"site": "blog", "backend": "old", "generation": 8, "released": 3}
@@ -143,18 +144,18 @@ async def test_a_result_that_is_not_json_is_a_bug_in_the_command(
 async def test_a_line_longer_than_the_limit_is_refused_and_the_connection_closed(
     talk: Talk,
 ) -> None:
-    talk.transport.write(REQUEST + b"x" * (1024 * 1024 + 1))
+    talk.transport.write(REQUEST + b"x" * (LINE_MAX + 1))
     first, second = await answers(talk, 2)
     assert first["result"] == RESUMED
     assert second["id"] is None
     assert second["error"]["code"] == -32600
-    assert "a line is longer than 1048576 bytes" in second["error"]["message"]
+    assert f"a line is longer than {LINE_MAX} bytes" in second["error"]["message"]
     await talk.lost
 
 
 @twisted_test
 async def test_a_line_as_long_as_the_limit_is_answered(talk: Talk) -> None:
-    padding = b" " * (1024 * 1024 - len(REQUEST) + 1)
+    padding = b" " * (LINE_MAX - len(REQUEST) + 1)
     talk.transport.write(padding + REQUEST)
     assert (await answers(talk))[0]["result"] == RESUMED
 

@@ -21,13 +21,19 @@ from awesomeproxy.movers import finding
 
 WHOLE = (ETC / "awesomeproxy.toml").read_text("utf-8")
 NEEDED = ("directory", "endpoint", "backend", "server", "address", "database", "step", "command")
-NEEDED_THERE = {"## [filesystems.NAME]": ("mover", "node", "on.NODE.path")}  # and not elsewhere
-# The one table that is optional as a whole: not all of its keys have defaults.
+NEEDED_THERE = {  # and not elsewhere
+    "## [cluster]": ("redis",),
+    "## [filesystems.NAME]": ("mover", "node", "on.NODE.path"),
+}
+# Tables that are optional as a whole: not all of their keys have defaults.
+CLUSTER = WHOLE[WHOLE.index("#[cluster]") : WHOLE.index("# ---- Certificates")]
 AUTHORITY = WHOLE[WHOLE.index("#[acme]") : WHOLE.index("\n# ---- Listeners")]
 MOVING = WHOLE[WHOLE.index("#[nodes.web2]") : WHOLE.index("# ---- Databases")]
 # And one that some do without: not all of its keys have defaults either.
 DATABASES = WHOLE[WHOLE.index("#[databases.shop]") : WHOLE.index("# ---- Sites")]
-EXAMPLE = WHOLE.replace(AUTHORITY, "").replace(DATABASES, "").replace(MOVING, "")
+EXAMPLE = WHOLE
+for each in (CLUSTER, AUTHORITY, DATABASES, MOVING):
+    EXAMPLE = EXAMPLE.replace(each, "")
 
 HEADER = re.compile(r"^#(?=\[)", re.MULTILINE)
 BACKENDS = "[databases.shop.backends.old]"
@@ -88,6 +94,19 @@ def test_the_authority_of_the_example_lacks_only_an_agreement() -> None:
     assert config.parse(agreed, "f.toml").acme == acme
 
 
+def test_the_cluster_of_the_example_shows_all_keys_with_their_defaults() -> None:
+    """In force it only wants the sites out of the file."""
+    text = HEADER.sub("", OPTIONAL.sub("", CLUSTER))
+    (said,) = problems(text + EXAMPLE)
+    assert said.startswith("f.toml: sites.example: in a cluster sites are not in the file")
+    alone = config.parse(text + EXAMPLE[: EXAMPLE.index("[sites.example]")], "f.toml")
+    assert alone.cluster == model.Cluster((("10.0.0.5", 6379),))
+    shown = tomllib.loads(text)["cluster"]
+    keys = {*shown, "addresses", "ca_file", "verify_name", "certificate", "key", "db"} - {"redis"}
+    assert keys == {field.name for field in fields(model.Cluster)}
+    assert list(shown["tls"]) == ["ca_file", "name", "certificate", "key"]
+
+
 def test_the_database_of_the_example_shows_all_keys_with_their_defaults() -> None:
     """In force it is a working one; only via has to be there for a PgBouncer."""
     text = HEADER.sub("", OPTIONAL.sub("", DATABASES))
@@ -144,7 +163,7 @@ def test_the_example_shows_every_setting() -> None:
     site = shown["sites"]["example"]
     backend = site["backends"]["old"]
     listen = shown["listen"][0]
-    of_node = {*NODE, "listen", "sites", "databases", "tls", "acme"} - {"hold"} | {
+    of_node = {*NODE, "listen", "sites", "databases", "tls", "acme", "cluster"} - {"hold"} | {
         *("nodes", "filesystems", "hooks"),
         *("max_held", "max_held_bytes"),
     }

@@ -30,7 +30,7 @@ from awesomeproxy.proxy.health import Checks
 from awesomeproxy.proxy.router import Router
 from awesomeproxy.proxy.servers import LiveBackend
 from awesomeproxy.quantities import show
-from awesomeproxy.registry.embedded import Care, R
+from awesomeproxy.registry.booked import Care, R
 from awesomeproxy.registry.memory import MemoryRegistry
 from awesomeproxy.reloading import unchanged_kept
 from awesomeproxy.shapes import Spot

@@ -6,7 +6,7 @@ node does nothing but keep what it is told, and says what it is told to say.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from daemon_stage import Stage, a_stage, reactor, site, twisted_fixture, twisted
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock, deferLater
 
+from awesomeproxy.cluster.alone import Alone
+from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.engine import Migration, RolledBack
+from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import recover
 from awesomeproxy.model import Counters, Ledger, Mode, Observed, Outcome, Placement
@@ -65,6 +68,7 @@ class Node:
 
     def __post_init__(self) -> None:
         self._changes: Happenings[str] = Happenings(self.reactor)
+        self.cluster: ICluster = Alone(self, "n1")
 
     def placement(self, name: str) -> Placement:
         return self.placed[-1]
@@ -84,8 +88,12 @@ class Node:
             counters=self.counters,
         )
 
-    def changed(self, name: str) -> Deferred[Outcome]:
-        return self._changes.wait(name)
+    def changed(self, name: str, timeout: float | None = None) -> Deferred[Outcome]:
+        return self._changes.wait(name, timeout)
+
+    def counted(self, names: Sequence[str]) -> Deferred[Counted]:
+        seen = self.observed("blog")
+        return succeed({"n1": {"blog": (seen.counters, seen.longest_wait)}})
 
     def leave(self) -> None:
         self.in_flight = 0
@@ -112,9 +120,9 @@ class Node:
     def check(self, site: str, backend: str) -> Deferred[None]:
         return self.checks.pop(0) if self.checks else succeed(None)
 
-    def cut(self, site: str) -> int:
+    def cut(self, site: str) -> Deferred[int]:
         self.cuts += 1
-        return 0
+        return succeed(0)
 
 
 async def _node(placement: Placement = OPENED) -> Node:
@@ -327,7 +335,8 @@ async def _crashed(registry: IRegistry, before: Placement, committed: bool) -> P
     entry = await registry.begin("blog", "one", "two", hold, seen.generation)
     await registry.step(entry.id, "commit" if committed else "drain")
     if committed:
-        return await registry.commit(entry.id, replace(hold, backend="two"), entry.generation)
+        moved = replace(hold, backend="two")
+        return (await registry.commit(entry.id, moved, entry.generation))[hold.site]
     return replace(hold, generation=entry.generation)
 
 

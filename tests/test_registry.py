@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import resource
+import secrets
 import shutil
 import signal
 import sqlite3
@@ -22,11 +24,14 @@ from typing import Any
 import pytest
 from conftest import LoggedFailures
 from pytest_twisted import blockon, ensureDeferred  # type: ignore[import-untyped]
+from redis_stage import Redis, redis
+from stage_waiting import until
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
+from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
-from awesomeproxy.model import Mode, Placement
+from awesomeproxy.model import Cluster, Mode, Placement
 from awesomeproxy.registry.interface import (
     Busy,
     Companion,
@@ -35,27 +40,66 @@ from awesomeproxy.registry.interface import (
     IRegistry,
     NotAllowed,
     RegistryError,
+    Superseded,
 )
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.registry.memory import MemoryRegistry
+from awesomeproxy.registry.redis import RedisRegistry
 
 HOLD = Placement("blog", "web1", Mode.HOLDING, by="migrate to web2")
 MOVED = replace(HOLD, backend="web2")
 OPENED = Placement("blog", "web2", by="migrate to web2")
 BACK = Placement("blog", "web1", by="rollback")
 
-Registry = MemoryRegistry | LocalRegistry
+Registry = Any  # that provides IRegistry
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A Redis for all tests here; each has keys of its own in it."""
+    with redis(tmp_path_factory.mktemp("redis")) as started:
+        yield started
+
+
+class InTurn:
+    """Two nodes' registries in one Redis, each asked every other time."""
+
+    def __init__(self, *registries: RedisRegistry) -> None:
+        self._both = registries
+        self._next = itertools.cycle(registries)
+        directlyProvides(self, IRegistry)
+
+    def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Of the first: it hears of the other's changes, too."""
+        return self._both[0].subscribe(callback)
+
+    def close(self) -> Deferred[Any]:
+        """Close both."""
+        return gatherResults([each.close() for each in self._both])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(next(self._next), name)
+
+
+@pytest.fixture(params=["memory", "local", "redis", "redis in turn"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
     """Each implementation, with a clock that stands still and a journal of five."""
     opened: Registry
     if request.param == "memory":
         opened = MemoryRegistry(now=lambda: 1e9, keep=5)
-    else:
+    elif request.param == "local":
         path = tmp_path / "registry.sqlite"
         opened = blockon(LocalRegistry.open(reactor, path, now=lambda: 1e9, keep=5))
+    else:
+        started: Redis = request.getfixturevalue("server")
+        cluster = Cluster((("127.0.0.1", started.port),), prefix=secrets.token_hex(4))
+        both = []
+        for name in ["web1", "web2"][: 1 + ("in turn" in request.param)]:
+            home = tmp_path / name
+            home.mkdir()
+            opening = RedisRegistry.open(reactor, cluster, name, home, now=lambda: 1e9, keep=5)
+            both.append(blockon(opening))
+        opened = both[0] if len(both) == 1 else InTurn(*both)
     yield opened
     blockon(opened.close())
 
@@ -67,10 +111,19 @@ async def refused(kind: type[RegistryError], answer: Deferred[Any]) -> str:
     return str(caught.value)
 
 
+async def told_of(registry: Registry, told: list[str], wanted: list[str]) -> None:
+    """That subscribers are told of these; in a cluster perhaps late, and of two at once."""
+    if isinstance(registry, InTurn):
+        await until(lambda: set(wanted) <= set(told))
+    else:
+        assert told == wanted
+
+
 async def begun(registry: Registry) -> Entry:
     """A running migration of the blog from web1 to web2, holding at generation 2."""
     await registry.place(Placement("blog", "web1"), 0)
-    return await registry.begin("blog", "web1", "web2", HOLD, 1)
+    entry: Entry = await registry.begin("blog", "web1", "web2", HOLD, 1)
+    return entry
 
 
 # The contract: placements
@@ -185,7 +238,7 @@ async def test_many_are_placed_at_once(registry: Registry) -> None:
     placed = await registry.place_new([Placement("blog", "web2"), Placement("shop", "web1")])
     assert placed == [Placement("blog", "web2", generation=2), Placement("shop", "web1")]
     assert await registry.placements() == {each.site: each for each in placed}
-    assert told == ["blog", "shop"]
+    await told_of(registry, told, ["blog", "shop"])
 
 
 @ensureDeferred
@@ -255,13 +308,13 @@ async def test_a_migration_that_is_done(registry: Registry) -> None:
     await registry.step(entry.id, "switch")
     assert await registry.unfinished() == [replace(entry, step="switch")]
     moved = await registry.commit(entry.id, MOVED, 2)
-    assert moved == replace(MOVED, generation=3)
+    assert moved == {"blog": replace(MOVED, generation=3)}
     committed = replace(entry, step="switch", state="committed", generation=3)
     assert await registry.unfinished() == [committed]
     await registry.step(entry.id, "release")
     opened = await registry.finish(entry.id, "done", OPENED, 3, "", {"held": 3})
-    assert opened == replace(OPENED, generation=4)
-    assert await registry.placements() == {"blog": opened}
+    assert opened == {"blog": replace(OPENED, generation=4)}
+    assert await registry.placements() == opened
     assert await registry.unfinished() == []
     done = replace(committed, step="release", state="done", generation=4, ledger={"held": 3})
     assert await registry.history("blog", 10) == [done]
@@ -272,7 +325,7 @@ async def test_a_migration_that_is_rolled_back(registry: Registry) -> None:
     """Before its commit it can end where it began, with the reason kept."""
     entry = await begun(registry)
     back = await registry.finish(entry.id, "rolled back", BACK, 2, "rsync failed")
-    assert await registry.placements() == {"blog": back}
+    assert await registry.placements() == back
     (kept,) = await registry.history(None, 10)
     assert kept == replace(entry, state="rolled back", reason="rsync failed", generation=3)
     assert not kept.unfinished
@@ -305,7 +358,6 @@ def _finish(state: Any, placement: Placement, expected: int) -> Callable[..., De
         ("running", _commit(site="shop"), "would place shop"),
         ("running", _finish("done", OPENED, 2), "is running: only one that is committed can"),
         ("running", _finish("rolled back", OPENED, 2), "may only place blog on web1"),
-        ("running", _hold(mode=Mode.OPEN), "migration 1 of blog would open the gate"),
         ("running", _hold(backend="web2"), "may only place blog on web1"),
         ("committed", _hold(), "is committed: it holds nothing any more"),
         ("rolled back", _hold(), "is rolled back: it holds nothing any more"),
@@ -380,7 +432,7 @@ async def test_a_migration_may_hold_later(registry: Registry) -> None:
     await registry.place(Placement("blog", "web1", by="resume"), 2)
     await refused(Conflict, registry.hold(entry.id, HOLD, 2))
     held = await registry.hold(entry.id, HOLD, 3)
-    assert held == replace(HOLD, generation=4)
+    assert held == {"blog": replace(HOLD, generation=4)}
     assert await registry.unfinished() == [replace(entry, generation=4, step="hold")]
     await registry.commit(entry.id, MOVED, 4)
 
@@ -395,7 +447,9 @@ async def begun_with_others(registry: Registry) -> Entry:
     """A migration of the blog, which holds a site and moves a database along."""
     for name, backend in (("blog", "web1"), ("shop", "web1"), ("database:shop", "db1")):
         await registry.place(Placement(name, backend), 0)
-    return await registry.begin("blog", "web1", "web2", HOLD, 1, [(SHOP, "web1"), (DATA, "db2")])
+    along = [(SHOP, "web1"), (DATA, "db2")]
+    entry: Entry = await registry.begin("blog", "web1", "web2", HOLD, 1, along)
+    return entry
 
 
 @ensureDeferred
@@ -411,8 +465,9 @@ async def test_what_comes_along_is_moved_with_the_site(registry: Registry) -> No
         ("blog", "shop", "database:shop"), Mode.HOLDING
     )
     moved = replace(DATA, backend="db2", generation=2)
-    await registry.commit(1, MOVED, 2, [replace(SHOP, generation=2), moved])
+    answered = await registry.commit(1, MOVED, 2, [replace(SHOP, generation=2), moved])
     placed = await registry.placements()
+    assert answered == placed
     assert placed["database:shop"] == replace(moved, generation=3)
     assert placed["shop"] == replace(SHOP, generation=3)
     assert [each.generation for each in (await registry.unfinished())[0].along] == [3, 3]
@@ -517,16 +572,18 @@ async def test_subscribers_hear_of_each_change(registry: Registry) -> None:
     entry = await begun(registry)
     await registry.commit(entry.id, MOVED, 2)
     await registry.finish(entry.id, "done", OPENED, 3)
-    assert heard == ["blog"] * 4
+    await told_of(registry, heard, ["blog"] * 4)
+    heard.clear()
     await registry.define("shop", {})
     await registry.undefine("shop")
     await refused(Conflict, registry.forget("blog", 1))
     await registry.forget("blog", 4)
-    assert heard[4:] == ["shop", "shop", "blog"]
+    await told_of(registry, heard, ["shop", "shop", "blog"])
     unsubscribe()
     unsubscribe()
+    heard.clear()
     await registry.place(Placement("blog", "web1"), 0)
-    assert len(heard) == 7
+    assert heard == []
 
 
 @ensureDeferred
@@ -540,6 +597,16 @@ async def test_a_subscriber_that_fails_harms_nobody(
     assert (await registry.place(Placement("blog", "web1"), 0)).generation == 1
     assert heard == ["blog"]
     assert len(logged_failures.flush(ZeroDivisionError)) == 1
+
+
+@ensureDeferred
+async def test_a_migration_may_be_taken_over(registry: Registry) -> None:
+    """In place of who has it, and of nobody else; not once it has ended."""
+    entry = await begun(registry)
+    assert await registry.take_over(entry.id, "", 0) == entry
+    assert "taken over" in await refused(Superseded, registry.take_over(entry.id, "web9", 1))
+    await registry.finish(entry.id, "rolled back", BACK, 2)
+    assert "rolled back" in await refused(NotAllowed, registry.take_over(entry.id, "", 0))
 
 
 @ensureDeferred
@@ -977,7 +1044,7 @@ CHANGES_FOR_EVER = """
 import os, sys
 from twisted.internet import task
 from twisted.internet.defer import Deferred
-from awesomeproxy.model import Mode, Placement
+from awesomeproxy.model import Cluster, Mode, Placement
 from awesomeproxy.registry.local import LocalRegistry
 
 def acknowledge(changed):
@@ -993,7 +1060,8 @@ async def change(reactor):
         if left.state == "committed":
             state, backend = ("done", left.target)
         after = Placement("blog", backend)
-        at = acknowledge(await registry.finish(left.id, state, after, at.generation))
+        placed = await registry.finish(left.id, state, after, at.generation)
+        at = acknowledge(placed["blog"])
     while True:
         source, target = at.backend, {"web1": "web2", "web2": "web1"}[at.backend]
         at = acknowledge(await registry.place(Placement("blog", source), at.generation))
@@ -1001,10 +1069,12 @@ async def change(reactor):
         entry = acknowledge(await registry.begin("blog", source, target, hold, at.generation))
         await registry.step(entry.id, "copy")
         moved = Placement("blog", target, Mode.HOLDING)
-        at = acknowledge(await registry.commit(entry.id, moved, entry.generation))
+        placed = await registry.commit(entry.id, moved, entry.generation)
+        at = acknowledge(placed["blog"])
         await registry.step(entry.id, "release")
         at = Placement("blog", target)
-        at = acknowledge(await registry.finish(entry.id, "done", at, entry.generation + 1))
+        placed = await registry.finish(entry.id, "done", at, entry.generation + 1)
+        at = acknowledge(placed["blog"])
 
 task.react(lambda reactor: Deferred.fromCoroutine(change(reactor)))
 """

@@ -95,6 +95,9 @@ async def test_a_reload_says_what_it_has_changed(stage: Stage) -> None:
     assert done.out == "only a restart changes node.access_log\n"
     daemon.configure(site("blog", one, two), site("shop", two))
     assert (await daemon.command("reload")).out == "nothing has changed\n"
+    daemon.configure('[cluster]\nredis = "redis://127.0.0.1:1"')
+    done = await daemon.command("reload")
+    assert "only a restart changes cluster\n" in done.out
 
 
 @twisted_test

@@ -467,3 +467,52 @@ async def test_a_directory_is_where_it_is_said_to_be(stage: Stage) -> None:
     await stage.residence.usable("data", "a")
     assert stage.absent == ""
     await stage.residence.wait("data", "b")  # is there as soon as it is asked for
+
+
+# A node that is lost
+
+
+@twisted_test
+async def test_a_filesystem_of_a_node_that_is_lost_is_followed_where_it_is_mounted(
+    stage: Stage,
+) -> None:
+    """Requests wait from the time that its servers are seen to be dead."""
+    stage.house.remote = {"c"}
+    await stage.begin("c")
+    await stage.serves("on-c")
+    stage.house.cluster.states = {"c": "gone"}
+    stage.house.ill = {"on-c"}
+    stage.residence.look_after("c")
+    await stage.holds("is not mounted on c")
+    assert stage.house.where() == "holding c"
+    stage.mount("b")
+    await stage.serves("on-b")
+
+
+@twisted_test
+async def test_what_is_mounted_elsewhere_already_counts_once_the_node_is_lost(
+    stage: Stage,
+) -> None:
+    """Until then it was a conflict."""
+    stage.house.remote = {"c"}
+    await stage.begin("c")
+    stage.mount("b")
+    await until(lambda: stage.residence.conflicts, "the conflict")
+    stage.house.cluster.states = {"c": "fenced"}
+    stage.residence.look_after("c")  # its servers answer, but it was fenced
+    await stage.serves("on-b")
+
+
+@pytest.mark.parametrize("state", ["gone", "left", "live", "late"])
+@twisted_test
+async def test_a_node_whose_servers_answer_keeps_its_sites(stage: Stage, state: str) -> None:
+    """It has lost the registry, or its daemon is being started again."""
+    stage.house.remote = {"c"}
+    await stage.begin("c")
+    stage.house.cluster.states = {"c": state}
+    stage.house.checks.clear()
+    stage.residence.look_after("c")
+    if state in ("gone", "left"):
+        await until(lambda: stage.house.checks, "the check")
+    await deferLater(reactor, 0)
+    assert stage.house.where() == "open c"

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, Final, NoReturn
 
 from awesomeproxy import quantities
-from awesomeproxy.control import definitions, render
+from awesomeproxy.control import definitions, nodetext, render
 from awesomeproxy.control.text import Style
 
 CONTROL_DEFAULT: Final = "/run/awesomeproxy/control.sock"
@@ -57,6 +57,7 @@ class Remote:
     params: Callable[[argparse.Namespace], Mapping[str, Any]]
     show: Callable[[Any, Style], str]
     timeout: float | None = ANSWER_TIMEOUT  # of silence, in seconds
+    question: str = ""  # to be answered with yes before it is sent, unless --yes is given
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     commands = _Commands(parser)
     _traffic(commands)
     _definitions(commands)
+    _nodes(commands)
     _others(commands)
     chosen = _chosen(argv)
     for name, (module, help) in ELSEWHERE.items():
@@ -304,6 +306,60 @@ def _definitions(commands: _Commands) -> None:
     _site(remove)
     remove.add_argument("name", metavar="NAME")
 
+    apply = commands.leaf(
+        "apply",
+        "have the sites that a file says, all of them or none",
+        remote=Remote("apply", definitions.sites, render.applied, None),
+    )
+    apply.add_argument("file", metavar="FILE.toml")
+    apply.add_argument("--remove", action="store_true", help="remove the sites it does not say")
+
+
+def _nodes(commands: _Commands) -> None:
+    node = commands.branch("node", "show, empty, fence or forget the nodes of the cluster")
+    node.leaf(
+        "list",
+        "show every node, and the registry that they share",
+        remote=Remote("node.list", _given(), nodetext.listing),
+    )
+    drain = node.leaf(
+        "drain",
+        "move everything away that stands on a node",
+        remote=Remote(
+            "node.drain",
+            _given("to", "at_once", "max_pause", "dry_run", node="name"),
+            nodetext.drained,
+            None,
+        ),
+    )
+    _node(drain)
+    drain.add_argument("--to", metavar="NODE", help="where to, if there is more than one other")
+    drain.add_argument(
+        "--at-once", type=_positive, metavar="N", default=1, help="how many migrations at a time"
+    )
+    _duration(drain, "--max-pause", 20.0, "how long requests of each may be held")
+    drain.add_argument("--dry-run", action="store_true", help="say what would be moved")
+    fence = node.leaf(
+        "fence",
+        "have nothing wait for a node that is off for certain",
+        remote=Remote(
+            "node.fence",
+            _given("force", node="name"),
+            nodetext.fenced,
+            question="Pauses will not wait for {name} any more. If it still runs, it breaks their"
+            " promises. Is it off?",
+        ),
+    )
+    _node(fence)
+    fence.add_argument("--yes", action="store_true", help="it is off; do not ask")
+    fence.add_argument("--force", action="store_true", help="even if its last word is recent")
+    remove = node.leaf(
+        "remove",
+        "forget a node that has left or was fenced",
+        remote=Remote("node.remove", _given(node="name"), nodetext.removed),
+    )
+    _node(remove)
+
 
 def _others(commands: _Commands) -> None:
     commands.leaf(
@@ -333,6 +389,10 @@ def _chosen(argv: Sequence[str]) -> str:
 
 def _site(parser: Parser, optional: bool = False) -> None:
     parser.add_argument("site", metavar="SITE", nargs="?" if optional else None)
+
+
+def _node(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NODE")
 
 
 def _duration(

@@ -99,6 +99,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace, remote: Remote) -> int:
+    if remote.question and not args.yes:
+        _confirm(remote.question.format(**vars(args)))
     style = _style(sys.stdout)
     meter: Meter | None = None
     if not args.json and sys.stderr.isatty():
@@ -129,6 +131,14 @@ def _ask(args: argparse.Namespace, remote: Remote) -> int:
             file=sys.stderr,
         )
     return status
+
+
+def _confirm(question: str) -> None:
+    """Go on if the answer is yes."""
+    if not sys.stdin.isatty():
+        raise Usage("", f"{question} If so, say it with --yes")
+    if input(f"{question} [yes/no] ").strip() != "yes":
+        raise Usage("", "nothing was done, since the answer was not yes")
 
 
 def _shown(remote: Remote, result: Any, style: Style) -> str:

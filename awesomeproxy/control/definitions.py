@@ -1,4 +1,4 @@
-"""Definitions from a command line: what ``site add`` and ``backend add`` send.
+"""Definitions from a command line: what ``site add``, ``backend add`` and ``apply`` send.
 
 They are tables with the configuration file's keys.  Whether they make sense the
 daemon says; here it is only put together, from options and from a TOML file,
@@ -35,6 +35,25 @@ def site(args: argparse.Namespace) -> dict[str, Any]:
     return {"name": args.name, "definition": definition}
 
 
+def sites(args: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of ``apply``: all tables ``[sites.NAME]`` of the file.
+
+    :raises BadDefinition: if it cannot be used.
+    """
+    document = _document(args.file)
+    tables = document.pop("sites", {})
+    if document:
+        raise BadDefinition(
+            f"{args.file}: has {', '.join(sorted(document))}; sites are all that is applied, the"
+            " rest belongs into the configuration file of each node"
+        )
+    if not isinstance(tables, dict) or not all(isinstance(each, dict) for each in tables.values()):
+        raise BadDefinition(f"{args.file}: sites: is no table; write [sites.NAME]")
+    for table in tables.values():
+        _check(args.file, table)
+    return {"sites": tables, "remove": args.remove}
+
+
 def backend(args: argparse.Namespace) -> dict[str, Any]:
     """The parameters of ``backend.add``."""
     return {"site": args.site, "name": args.name, "definition": {"servers": args.servers}}
@@ -56,17 +75,7 @@ def name_and_servers(text: str) -> tuple[str, list[str]]:
 
 
 def _table(path: str, name: str) -> dict[str, Any]:
-    import tomllib  # most commands need it not, and it takes its time
-
-    try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
-    except OSError as problem:
-        raise BadDefinition(
-            f"{path}: cannot be read: {problem.strerror}; name a file that exists"
-        ) from None
-    except (ValueError, RecursionError) as problem:
-        raise BadDefinition(f"{path}: is not TOML: {problem}; correct it there") from None
+    document = _document(path)
     if "sites" in document:
         sites = document["sites"]
         if not isinstance(sites, dict) or not isinstance(sites.get(name), dict):
@@ -74,12 +83,31 @@ def _table(path: str, name: str) -> dict[str, Any]:
                 f"{path}: has no table [sites.{name}]; add it, or name another site"
             )
         document = sites[name]
+    _check(path, document)
+    return document
+
+
+def _document(path: str) -> dict[str, Any]:
+    import tomllib  # most commands need it not, and it takes its time
+
     try:
-        json.dumps(document, allow_nan=False)
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as problem:
+        raise BadDefinition(
+            f"{path}: cannot be read: {problem.strerror}; name a file that exists"
+        ) from None
+    except (ValueError, RecursionError) as problem:
+        raise BadDefinition(f"{path}: is not TOML: {problem}; correct it there") from None
+
+
+def _check(path: str, table: dict[str, Any]) -> None:
+    """Whether a site's table can be sent."""
+    try:
+        json.dumps(table, allow_nan=False)
     except (TypeError, ValueError):
         raise BadDefinition(
             f"{path}: has a date, a time or a number such as nan; no key of a site takes one"
         ) from None
-    if not isinstance(document.get("backends", {}), dict):
+    if not isinstance(table.get("backends", {}), dict):
         raise BadDefinition(f"{path}: backends: is no table; write [backends.NAME]")
-    return document

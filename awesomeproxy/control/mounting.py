@@ -7,8 +7,9 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
-from awesomeproxy.control.commands import changes, way_out
+from awesomeproxy.control.commands import changes
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed
+from awesomeproxy.migrating import way_out
 from awesomeproxy.model import FILESYSTEM, Mode, Placement
 from awesomeproxy.node import Node
 from awesomeproxy.residence import Elsewhere

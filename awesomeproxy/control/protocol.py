@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-LINE_MAX: Final = 1024 * 1024
-"""Bytes of the longest request line, without its newline."""
+LINE_MAX: Final = 8 * 1024 * 1024
+"""Bytes of the longest request line, without its newline: some 20,000 sites to be applied."""
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600

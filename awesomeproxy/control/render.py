@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from awesomeproxy.control import nodetext
 from awesomeproxy.control.text import Style, clean, duration, pairs, size, table
 
 Json = Mapping[str, Any]
@@ -63,7 +64,10 @@ def status(result: Json, style: Style) -> str:
     """The node's line, the table of its sites, and what is the matter with them."""
     node = result.get("node", {})
     sites = result.get("sites", [])
-    lines = [node_line(node), *_certificate_warnings(node.get("certificates", {}), style)]
+    lines = [node_line(node)]
+    if cluster := result.get("cluster"):
+        lines += nodetext.summary(cluster, style)
+    lines += _certificate_warnings(node.get("certificates", {}), style)
     if not sites:
         return "\n".join([*lines, "no sites; add one with `awesomeproxy site add`"])
     rows = [
@@ -175,8 +179,11 @@ def _site(site: Json, style: Style) -> str:
         for backend, servers in site["backends"].items()
         for url, health in servers.items()
     ]
-    servers = table(("BACKEND", "SERVER", "HEALTH"), rows, style, states=["HEALTH"])
-    return f"{style.paint(name, 'bold')}: {style.state(clean(state))}\n{about}\n\n{servers}"
+    parts = [f"{style.paint(name, 'bold')}: {style.state(clean(state))}\n{about}"]
+    if len(nodes := site.get("nodes", {})) > 1:
+        parts.append(nodetext.on_each(nodes, style))
+    parts.append(table(("BACKEND", "SERVER", "HEALTH"), rows, style, states=["HEALTH"]))
+    return "\n\n".join(parts)
 
 
 def receipt(result: Json, style: Style) -> str:
@@ -301,6 +308,16 @@ def changed(verb: str) -> Callable[[Json, Style], str]:
         return clean(f"{name}{backend}: {verb}{at}")
 
     return render
+
+
+def applied(result: Json, style: Style) -> str:
+    """What an apply has changed."""
+    lines = [
+        f"{what}: {', '.join(map(clean, result[what]))}"
+        for what in ("added", "changed", "removed")
+        if result.get(what)
+    ]
+    return "\n".join([*lines, f"unchanged: {len(result.get('unchanged', []))}"])
 
 
 def reloaded(result: Json, style: Style) -> str:

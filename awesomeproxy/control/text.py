@@ -29,6 +29,9 @@ _STATES = {
     "mounted": "green",
     "there": "green",
     "moving": "yellow",
+    "live": "green",
+    "late": "yellow",
+    "gone": "red",
 }
 
 

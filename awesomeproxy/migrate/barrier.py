@@ -11,18 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from awesomeproxy import rollcall
+from awesomeproxy.cluster.interface import Roll
 from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import is_own_hold
 from awesomeproxy.model import Mode, Placement
-from awesomeproxy.registry.interface import Entry, RegistryError
+from awesomeproxy.registry.interface import Doubtful, Entry, RegistryError, Unreachable
 
 log = Logger()
 
+ANSWER_IN = 1.0  # seconds that other nodes have to say whether they hold anything
 WAKE_TRIES = 10
 TRY_AGAIN = 1.0  # seconds between them
 
@@ -44,6 +47,7 @@ class Barrier:
         self._by = by
         self._before: dict[str, Placement] = {}  # what a rollback leads back to
         self._ours: dict[str, Placement] = {}  # what was placed last
+        self._doubted = False  # it may be that a hold was placed after that
         self.entry = entry
         if entry is not None:
             self._remember(entry)
@@ -70,18 +74,37 @@ class Barrier:
     async def hold(self) -> None:
         """Hold all sites; databases and filesystems follow when those are drained.
 
+        What is recorded takes effect on other nodes at once: if there are any, databases are
+        recorded to be held only then.
+
         :raise Conflict, Busy: somebody else was first.
         """
         before = self.stored()
-        holds = {name: self._held(placement) for name, placement in before.items()}
+        later = set() if self._host.cluster.alone else {m.name for m in self._databases()}
+        holds = {
+            name: placement if name in later else self._held(placement)
+            for name, placement in before.items()
+        }
         if self.entry is None:
             await self._begin(holds)
+            self._before = before
         else:
-            main, along = self._split(holds)
-            await self._host.registry.hold(self.entry.id, main, main.generation, along)
-            self._written(holds)
-        self._before = before
+            self._before = before
+            await self._hold(holds)
         self._adopt(self._sites())
+
+    async def _hold(self, holds: dict[str, Placement]) -> None:
+        assert self.entry is not None
+        main, along = self._split(holds)
+        registry = self._host.registry
+        try:
+            self._ours = await registry.hold(self.entry.id, main, main.generation, along)
+        except Doubtful:
+            self._doubted = True
+            raise
+
+    def _databases(self) -> list[Member]:
+        return [member for member in self._plan.members if member.is_database]
 
     def _sites(self) -> list[Member]:
         return [member for member in self._plan.members if member.is_site]
@@ -97,18 +120,56 @@ class Barrier:
         """
         others = [member for member in self._plan.members if not member.is_site]
         await self._until_drained(self._sites(), wait)
-        for member in others:
-            if member.is_database:
-                await wait(self._host.quieten(member.name))
+        for member in self._databases():
+            await wait(self._host.quieten(member.name))
+        if self._databases() and not self._host.cluster.alone:
+            held = {name: self._held(placement) for name, placement in self._ours.items()}
+            await wait(Deferred.fromCoroutine(self._hold(held)))
+            self.adopt()
+            others = list(self._plan.members)  # the sites have another generation now
         self._adopt(others)
         await self._until_drained(others, wait)
+
+    async def recheck(self, wait: Callable[[Deferred[Any]], Any]) -> None:
+        """See once more that nobody has anything in flight: a node may have come meanwhile.
+
+        Here servers have been tried since, which is no matter of anybody else.
+        """
+        gated = [self._ours[member.name] for member in self._plan.members if member.has_gate]
+        while not self._host.cluster.alone:
+            news = self._host.changed(self._plan.main.name, rollcall.LOOK_EVERY)
+            try:
+                if (await wait(Deferred.fromCoroutine(self._roll(gated)))).complete:
+                    return
+                await wait(news)
+            finally:
+                news.cancel()
 
     async def _until_drained(
         self, members: Sequence[Member], wait: Callable[[Deferred[Any]], Any]
     ) -> None:
-        for member in members:
-            while member.has_gate and not self._drained(member):
-                await wait(self._host.changed(member.name))
+        """Wait until all nodes have drained those of ``members`` that have a gate."""
+        host, gated = self._host, [member.name for member in members if member.has_gate]
+        while gated:
+            held = [self._still(name) for name in gated]
+            waited = next((each.site for each in held if not self._drained(each)), gated[0])
+            # Before it is asked, or what is heard meanwhile would be missed.
+            news = host.changed(waited, None if host.cluster.alone else rollcall.LOOK_EVERY)
+            try:
+                if all(map(self._drained, held)):
+                    roll = await wait(Deferred.fromCoroutine(self._roll(held)))
+                    if roll.complete:
+                        return
+                await wait(news)
+            finally:
+                news.cancel()
+
+    async def _roll(self, held: Sequence[Placement]) -> Roll:
+        try:
+            return await rollcall.call(self._host.cluster, held)
+        except Unreachable as problem:  # for now
+            log.warn("{site}: {why}", site=self._plan.main.name, why=problem)
+            return Roll({}, firm=False)
 
     def cut(self) -> None:
         """Break off whatever is in flight."""
@@ -132,8 +193,7 @@ class Barrier:
             for member in self._plan.members
         }
         main, along = self._split(moved)
-        await self._host.registry.commit(self.entry.id, main, main.generation, along)
-        self._written(moved)
+        self._ours = await self._host.registry.commit(self.entry.id, main, main.generation, along)
 
     # Open again
 
@@ -151,8 +211,10 @@ class Barrier:
         """
         last = self.stored()
         for name, ours in self._ours.items():
-            if name in self._before and last[name].generation == ours.generation:
-                last[name] = replace(self._before[name], generation=ours.generation)
+            stored = last[name]
+            doubted = self._doubted and is_own_hold(stored) and stored.by == self._by
+            if name in self._before and (doubted or stored.generation == ours.generation):
+                last[name] = replace(self._before[name], generation=stored.generation)
         return last
 
     async def open(
@@ -179,14 +241,20 @@ class Barrier:
         for member in self._plan.members:
             if member.is_database:
                 await self._wake(member.name)
-        for name, placement in after.items():
-            if placement.mode is Mode.OPEN:
-                try:
-                    after[name] = await host.registry.place(placement, placement.generation)
-                except RegistryError as problem:
-                    log.error("{site}: opening is not recorded: {why}", site=name, why=problem)
-                host.adopt(after[name])
-        return after
+        opening = {name: each for name, each in after.items() if each.mode is Mode.OPEN}
+        recording = [
+            Deferred.fromCoroutine(self._record(placement)) for placement in opening.values()
+        ]
+        return after | dict(zip(opening, await gatherResults(recording), strict=True))
+
+    async def _record(self, placement: Placement) -> Placement:
+        """Record that something is open; if that cannot be, the journal's end will do it."""
+        try:
+            placement = await self._host.registry.place(placement, placement.generation)
+        except RegistryError as problem:
+            log.error("{site}: opening is not recorded: {why}", site=placement.site, why=problem)
+        self._host.adopt(placement)
+        return placement
 
     async def _wake(self, database: str) -> None:
         """Have the clients of a pooler go on; it is not to be left asleep."""
@@ -197,9 +265,26 @@ class Barrier:
                 log.error("{name}: {why}", name=database, why=problem)
             await deferLater(self._host.reactor, TRY_AGAIN)
 
-    def waiting(self) -> bool:
+    async def waiting(self) -> bool:
         """Whether requests that were held here still wait, though they need not."""
         return any(map(self._waits, self._plan.members))
+
+    async def waiting_elsewhere(self) -> bool:
+        """The same of the other nodes, as far as they answer."""
+        cluster = self._host.cluster
+        if cluster.alone:
+            return False
+        after = {
+            name: placement.generation
+            for name, placement in self.stored().items()
+            if placement.mode is Mode.OPEN
+        }
+        answers = await cluster.ask("observed", {"names": list(after)}, ANSWER_IN)
+        return any(
+            seen["held"] or seen["generation"] < after[seen["site"]]
+            for told in answers.values()
+            for seen in told
+        )
 
     def _waits(self, member: Member) -> bool:
         if not member.has_gate or self._host.placement(member.name).mode is not Mode.OPEN:
@@ -208,6 +293,15 @@ class Barrier:
             return bool(self._host.observed(member.name).held)
         except KeyError:  # it is served no more
             return False
+
+    async def give_up(self) -> None:
+        """Everything is as the registry says, whoever has written that.
+
+        :raise RegistryError: it cannot be asked.
+        """
+        placements = await self._host.registry.placements()
+        for member in self._plan.members:
+            self._host.adopt(placements[member.name])
 
     async def finish(
         self, state: Any, last: dict[str, Placement], reason: str, ledger: dict[str, Any]
@@ -221,7 +315,7 @@ class Barrier:
         placed = await self._host.registry.finish(
             self.entry.id, state, main, main.generation, reason, ledger, along
         )
-        for each in (placed, *(replace(each, generation=each.generation + 1) for each in along)):
+        for each in placed.values():
             self._host.adopt(each)
 
     # Placements
@@ -250,7 +344,12 @@ class Barrier:
             main.generation,
             list(zip(along, targets, strict=True)),
         )
-        self._written(placements)
+        generations = {main.site: self.entry.generation}
+        generations |= {each.site: each.generation for each in self.entry.along}
+        self._ours = {
+            name: replace(placement, generation=generations[name])
+            for name, placement in placements.items()
+        }
         return self.entry
 
     def _held(self, before: Placement) -> Placement:
@@ -263,23 +362,20 @@ class Barrier:
             expires=before.expires if paused else None,
         )
 
-    def _drained(self, member: Member) -> bool:
-        stored, hold = self._host.placement(member.name), self._ours[member.name]
+    def _still(self, name: str) -> Placement:
+        """The hold that was placed, if it still is what counts."""
+        stored, hold = self._host.placement(name), self._ours[name]
         if stored.generation != hold.generation:
-            raise Overtaken(f"{member.name} was changed by {stored.by!r} meanwhile")
-        observed = self._host.observed(member.name)
+            raise Overtaken(f"{name} was changed by {stored.by!r} meanwhile")
+        return hold
+
+    def _drained(self, hold: Placement) -> bool:
+        observed = self._host.observed(hold.site)
         return observed.drained and observed.generation >= hold.generation
 
     def _split(self, placements: dict[str, Placement]) -> tuple[Placement, list[Placement]]:
         along = [placements[member.name] for member in self._plan.along]
         return placements[self._plan.main.name], along
-
-    def _written(self, placements: dict[str, Placement]) -> None:
-        """``placements`` are stored now, each a generation later."""
-        self._ours = {
-            name: replace(placement, generation=placement.generation + 1)
-            for name, placement in placements.items()
-        }
 
     def _adopt(self, members: Sequence[Member]) -> None:
         for member in members:

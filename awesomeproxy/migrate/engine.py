@@ -50,7 +50,7 @@ from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.prediction import Round, predict_all
 from awesomeproxy.migrate.steps import WHAT, begun
 from awesomeproxy.model import FILESYSTEM, Ledger, Mode, Placement
-from awesomeproxy.registry.interface import Entry, RegistryError
+from awesomeproxy.registry.interface import Entry, NotAllowed, RegistryError, Superseded
 
 log = Logger()
 T = TypeVar("T")
@@ -80,7 +80,8 @@ class RolledBack(Exception):
 
 
 class LeftUnfinished(Exception):
-    """The daemon stops before the migration could be ended; the next one takes it up."""
+    """The migration is ended by somebody else: the daemon stops before it could be, or another
+    node has taken it over."""
 
 
 class Migration:
@@ -194,13 +195,19 @@ class Migration:
 
         :raise RolledBack: something went wrong; the source serves as before.
         :raise Conflict, Busy: somebody else was first; nothing was begun.
-        :raise LeftUnfinished: the daemon stops.
+        :raise LeftUnfinished: the daemon stops, or another node has taken it over.
         """
+        self._account.begin()
         try:
             if self._left is not None:
                 return await self._resume(self._left)
             try:
                 await self._to_the_commit()
+            except LeftUnfinished:
+                raise
+            except Superseded as problem:
+                await self._hand_over()
+                raise LeftUnfinished(str(problem)) from None
             except RegistryError as problem:
                 if self._barrier.entry is None:
                     raise
@@ -235,8 +242,13 @@ class Migration:
         await self._enter("commit")
         if self._carriage is not None:
             await self._see_targets()
+        await self._barrier.recheck(self._guard)
         self._final = True
-        await self._barrier.commit()
+        try:
+            await self._endure(self._barrier.commit())
+        except CancelledError:
+            why = "it is not known whether it was committed"
+            raise LeftUnfinished(why) from None
 
     # Steps, up to the commit
 
@@ -362,7 +374,7 @@ class Migration:
         if self._carriage is not None:
             await self._tidy(self._carriage.clean)
         await self._enter("")
-        ledger = self._ledger("done", "")
+        ledger = await self._ledger("done", "")
         await self._write_end("done", last, "", ledger)
         return ledger
 
@@ -376,10 +388,25 @@ class Migration:
         Who wants to stop the migration by now is not kept waiting for the sake of that.
         """
         late = self._host.reactor.seconds() + RELEASE_AT_MOST
-        while self._barrier.waiting() and not self._hurried:
-            if self._host.reactor.seconds() > late:
-                return
-            await deferLater(self._host.reactor, 0.01)
+        for waiting, every in (
+            (self._barrier.waiting, 0.01),
+            (self._barrier.waiting_elsewhere, 0.1),
+        ):
+            while not self._hurried and await waiting():
+                if self._host.reactor.seconds() > late:
+                    return
+                await deferLater(self._host.reactor, every)
+
+    async def _hand_over(self) -> None:
+        """Another node ends it: do nothing any more but what that node and the registry say."""
+        self._final = True
+        if self._carriage is not None:
+            self._carriage.begin_undoing()
+        self._host.dismiss(self.plan)
+        try:
+            await self._barrier.give_up()
+        except RegistryError as problem:  # then it is heard of
+            self._trouble(self.step, problem)
 
     async def _roll_back(self, reason: str, reached: str = "") -> None:
         """The source serves again; then say so.
@@ -390,7 +417,7 @@ class Migration:
         step = self.step
         if self._barrier.entry is None:
             self._begin("")
-            raise RolledBack(reason, step, self._ledger("rolled back", reason))
+            raise RolledBack(reason, step, await self._ledger("rolled back", reason))
         self._begin("roll back")
         self._host.dismiss(self.plan)
         if self._carriage is not None:
@@ -414,7 +441,7 @@ class Migration:
                 await self._hook("after", "abandon")
         await self._hook("after", "roll back")
         self._begin("")
-        ledger = self._ledger("rolled back", reason)
+        ledger = await self._ledger("rolled back", reason)
         await self._write_end("rolled back", last, reason, ledger)
         raise RolledBack(reason, step, ledger)
 
@@ -524,6 +551,8 @@ class Migration:
         plain = json.loads(json.dumps(ledger.as_json()))
         try:
             await self._barrier.finish(state, last, reason, plain)
+        except NotAllowed as problem:  # who has taken it over ends it in the same way
+            log.info("{site}: {why}", site=self.site, why=problem)
         except RegistryError as problem:
             log.error(
                 "{site}: the end of migration {id} ({state}) is not recorded yet: {problem}",
@@ -536,7 +565,9 @@ class Migration:
                 self._host.reactor.callLater(TRY_AGAIN, self._write_later, state, reason, ledger)
 
     def _write_later(self, state: Any, reason: str, ledger: Ledger) -> None:
-        writing = self._write_end(state, self._barrier.stored(), reason, ledger)
+        # What was held in doubt may be known by now.
+        last = self._barrier.stored() if state == "done" else self._barrier.back()
+        writing = self._write_end(state, last, reason, ledger)
         deferred = Deferred.fromCoroutine(writing)
         deferred.addErrback(lambda failure: log.failure("journal", failure))
 
@@ -548,6 +579,11 @@ class Migration:
         await self._hook("before", step)
         if self._barrier.entry is None or self._final or not step:
             self._begin(step)
+            return
+        # Where another node may take it over, no step that changes something is begun before
+        # it is known that none has.
+        if self._carriage is not None and not self._host.cluster.alone and begun("hold", step):
+            await self._guard(self._recorded(step))
         else:
             self._record(step)
 
@@ -577,11 +613,7 @@ class Migration:
         Requests wait, so nobody waits for the disk: every step up to the commit is undone
         in the same way, and if this cannot be written the commit cannot either.
         """
-        entry = self._barrier.entry
-        assert entry is not None
-        self._begin(step)
-        recorded = self._host.registry.step(entry.id, step)
-        recorded.addErrback(
+        self._recorded(step).addErrback(
             lambda failure: log.error(
                 "{site}: the step {step!r} is not recorded: {why}",
                 site=self.site,
@@ -589,6 +621,13 @@ class Migration:
                 why=failure.getErrorMessage(),
             )
         )
+
+    def _recorded(self, step: str) -> Deferred[None]:
+        """The same; fires when that is written."""
+        entry = self._barrier.entry
+        assert entry is not None
+        self._begin(step)
+        return self._host.registry.step(entry.id, step)
 
     def _teller(self, step: str, total: int) -> Callable[[int], None]:
         began = self._host.reactor.seconds()
@@ -600,8 +639,8 @@ class Migration:
 
         return tell
 
-    def _ledger(self, outcome: Literal["done", "rolled back"], reason: str) -> Ledger:
-        return self._account.ledger(
+    async def _ledger(self, outcome: Literal["done", "rolled back"], reason: str) -> Ledger:
+        return await self._account.ledger(
             outcome,
             reason,
             pause=self._pause,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.migrate.plan import Plan
-from awesomeproxy.model import Observed, Outcome, Placement
+from awesomeproxy.model import Counters, Observed, Outcome, Placement
 from awesomeproxy.registry.interface import IRegistry
+
+# By node and site: the counters, and the longest wait of a request that went on, in seconds.
+Counted = Mapping[str, Mapping[str, tuple[Counters, float]]]
 
 
 class Host(Protocol):
@@ -16,6 +21,7 @@ class Host(Protocol):
 
     reactor: Any
     registry: IRegistry
+    cluster: ICluster
 
     def placement(self, name: str) -> Placement:
         """Where it is placed, as the registry says."""
@@ -26,8 +32,9 @@ class Host(Protocol):
     def observed(self, name: str) -> Observed:
         """What the workers report of a site or a database."""
 
-    def changed(self, name: str) -> Deferred[Outcome]:
-        """Fires when what is reported may have changed."""
+    def changed(self, name: str, timeout: float | None = None) -> Deferred[Outcome]:
+        """Fires when what is reported here or elsewhere may have changed, or ``timeout``
+        seconds are over."""
 
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers, past the gate; fails if none of them is well."""
@@ -50,5 +57,8 @@ class Host(Protocol):
     def dismiss(self, plan: Plan) -> None:
         """Let nobody past them any more."""
 
-    def cut(self, site: str) -> int:
-        """Break off what is in flight."""
+    def cut(self, site: str) -> Deferred[int]:
+        """Break off what is in flight, on all nodes; fires with how much that was."""
+
+    def counted(self, names: Sequence[str]) -> Deferred[Counted]:
+        """What has become of the requests of some, on each node; never fails."""

@@ -1,15 +1,16 @@
-"""What a migration does to requests, counted while it runs."""
+"""What a migration does to requests, counted on all nodes while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Literal
 
-from awesomeproxy.migrate.host import Host
+from twisted.internet.defer import Deferred
+
+from awesomeproxy.migrate.host import Counted, Host
 from awesomeproxy.migrate.plan import Plan
-from awesomeproxy.model import Counters, Ledger, Observed
+from awesomeproxy.model import Counters, Ledger
 
 
 class Account:
@@ -18,18 +19,14 @@ class Account:
     def __init__(self, host: Host, plan: Plan) -> None:
         self._host = host
         self._plan = plan
-        self._counted: tuple[str, ...] = tuple(m.name for m in plan.members if m.has_gate)
-        self._before: dict[str, Counters] = {}
-        self.begin()
+        self._names = tuple(member.name for member in plan.members if member.has_gate)
+        self._before: Deferred[Counted] | None = None
 
     def begin(self) -> None:
-        """Count from now on."""
-        self._before = {}
-        for name in self._counted:
-            with suppress(KeyError):  # a dead daemon's, and it is served no more
-                self._before[name] = self._host.observed(name).counters
+        """Count from now on.  Nobody waits until all nodes have said where they begin."""
+        self._before = self._host.counted(self._names)
 
-    def ledger(
+    async def ledger(
         self,
         outcome: Literal["done", "rolled back"],
         reason: str,
@@ -44,8 +41,9 @@ class Account:
         :param steps: seconds that each step took.
         """
         main = self._plan.main
-        seen = [self._host.observed(name) for name in self._before]
-        counts = [each.counters.since(self._before[each.site]) for each in seen]
+        before = {} if self._before is None else await self._before
+        self._before = None
+        counts = list(_since(before, await self._host.counted(self._names)))
         return Ledger(
             site=main.name,
             source=main.source,
@@ -53,18 +51,25 @@ class Account:
             generation=self._host.placement(main.name).generation,
             outcome=outcome,
             reason=reason,
-            **asdict(_sum(counts)),
-            longest_added_wait=round(_longest(seen, counts), 6),
+            **asdict(_sum([count for count, _ in counts])),
+            longest_added_wait=round(_longest(counts), 6),
             bytes_moved=bytes_moved,
             pause=round(pause, 6),
             steps=dict(steps),
         )
 
 
+def _since(before: Counted, after: Counted) -> Iterator[tuple[Counters, float]]:
+    """What has come to it, and the longest wait, of each that was asked both times."""
+    for node, sites in after.items():
+        for name, (counters, wait) in sites.items():
+            if name in before.get(node, {}):
+                yield counters.since(before[node][name][0]), wait
+
+
 def _sum(counts: Sequence[Counters]) -> Counters:
     return Counters(*(sum(getattr(each, field) for each in counts) for field in Counters.__slots__))
 
 
-def _longest(seen: Sequence[Observed], counts: Sequence[Counters]) -> float:
-    waits = [each.longest_wait for each, count in zip(seen, counts, strict=True) if count.released]
-    return max(waits, default=0.0)
+def _longest(counts: Sequence[tuple[Counters, float]]) -> float:
+    return max((wait for count, wait in counts if count.released), default=0.0)

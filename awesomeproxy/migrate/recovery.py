@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from awesomeproxy.model import Mode, Placement
-from awesomeproxy.registry.interface import Companion, Entry, IRegistry
+from awesomeproxy.registry.interface import Companion, Entry, IRegistry, Superseded
 
 
 def is_own_hold(placement: Placement) -> bool:
@@ -18,18 +18,24 @@ def is_own_hold(placement: Placement) -> bool:
 
 async def recover(
     registry: IRegistry,
+    mine: Callable[[Entry], bool] = lambda entry: True,
     carries: Callable[[Entry], bool] = lambda entry: False,
     leave: Callable[[Entry], None] = lambda entry: None,
 ) -> list[tuple[Entry, str]]:
     """Take migrations that a crash has left to their ends; before anything is served.
 
+    :param mine: whether it is for this node to do that.
     :param carries: whether there is data of one to be seen to; then it is left as it is ...
     :param leave: ... and handed to this.
     :return: the other entries, and what has become of each.
     """
     ended: list[tuple[Entry, str]] = []
     placements = await registry.placements()
-    for entry in await registry.unfinished():
+    for left in filter(mine, await registry.unfinished()):
+        try:
+            entry = await registry.take_over(left.id, left.owner, left.life)
+        except Superseded:  # another node has seen that we were gone
+            continue
         if carries(entry):
             leave(entry)
             continue

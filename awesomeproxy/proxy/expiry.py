@@ -6,7 +6,6 @@ resume is ended by the daemon instead.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +19,18 @@ OVERDUE = "the pause has outlived its deadline; resume or pause it again"
 class Expiry:
     """Watches the deadline of one hold at a time."""
 
-    __slots__ = ("_call", "_reactor", "_refuse")
+    __slots__ = ("_call", "_now", "_reactor", "_refuse")
 
-    def __init__(self, reactor: Any, refuse: Callable[[], object]) -> None:
+    def __init__(
+        self, reactor: Any, refuse: Callable[[], object], now: Callable[[], float]
+    ) -> None:
         """
         :param refuse: called when the deadline is over.
+        :param now: the time that deadlines are in, in seconds.
         """
         self._reactor = reactor
         self._refuse = refuse
+        self._now = now
         self._call: IDelayedCall | None = None
 
     def watch(self, placement: Placement) -> None:
@@ -35,7 +38,7 @@ class Expiry:
         self.stop()
         expires = placement.expires
         if placement.mode is Mode.HOLDING and expires is not None and placement.then == "refuse":
-            left = expires - time.time()
+            left = expires - self._now()
             if left > 0:
                 self._call = self._reactor.callLater(left, self._over)
             else:

@@ -273,7 +273,7 @@ class Probe:
         site = self._site
         self._delay = min(KNOCK_LAST, self._delay * 2)
         self._next = site.plane.reactor.callLater(self._delay, self._knock)
-        if self._running or site.gate.holding:
+        if self._running or site.gate.holding or site.plane.permit.lapsed:
             return
         backend = site.backend
         for server in backend.servers if backend is not None else ():

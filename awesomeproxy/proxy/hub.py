@@ -7,6 +7,9 @@ in it is ready: the reactor watches that one, and the hub then serves all that i
 
 To the transports it is the reactor they add themselves to.  What they do with their
 sockets, and what happens when one is lost, is as Twisted has it.
+
+A hub serves as long as its :class:`~.permit.Permit` says.  Then it leaves the reactor until
+it is resumed; what is ready by then is still ready.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from __future__ import annotations
 import contextlib
 import select
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from awesomeproxy.proxy.permit import Permit
 
 log = Logger()
 
@@ -33,8 +39,13 @@ AT_ONCE = 256  # events that are served before the reactor's other work gets its
 class Hub:
     """Reads and writes for those who have added themselves; see the module."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, permit: Permit | None = None) -> None:
+        """
+        :param permit: for how long it may serve; None: for ever.
+        """
         self._reactor = reactor
+        self._permit = permit or Permit()
+        self._lapsed = False
         self._epoll = select.epoll()
         self._members: dict[int, Any] = {}
         self._interest: dict[int, int] = {}
@@ -71,7 +82,7 @@ class Hub:
         interest = self._interest.get(fd)
         if interest is None:
             self._epoll.register(fd, what)
-            if not self._members:
+            if not self._members and not self._lapsed:
                 self._reactor.addReader(self)
             self._members[fd] = member
             self._interest[fd] = what
@@ -124,7 +135,7 @@ class Hub:
             self._serve()
         finally:
             self._serving = False
-        if self._at_end:
+        if self._at_end and not self._lapsed:
             at_end, self._at_end = self._at_end, []
             for function in at_end:
                 try:
@@ -132,9 +143,24 @@ class Hub:
                 except Exception:  # the others have nothing to do with it
                     log.failure("at the end of a turn")
 
+    def resume(self) -> None:
+        """The permit was renewed: serve again."""
+        if self._lapsed:
+            self._lapsed = False
+            if self._members:
+                self._reactor.addReader(self)
+            self.doRead()
+
+    def _lapse(self) -> None:
+        self._lapsed = True
+        self._reactor.removeReader(self)
+        self._permit.on_lapse()
+
     def _serve(self) -> None:
-        members = self._members
+        members, until = self._members, self._permit.until
         for fd, event in self._epoll.poll(0, AT_ONCE):
+            if monotonic() > until:
+                return self._lapse()
             member = members.get(fd)
             if member is None:
                 continue  # lost while another was served

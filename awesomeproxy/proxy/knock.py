@@ -47,7 +47,8 @@ class Knock:
         database = self._database
         self._delay = min(KNOCK_LAST, self._delay * 2)
         self._next = self._clock.callLater(self._delay, self._knock)
-        if self._visit is None and not database.gate.holding and database.backend is not None:
+        held = database.gate.holding or database.plane.permit.lapsed
+        if self._visit is None and not held and database.backend is not None:
             self._visit = _Visit(self._answered)
             self._visit.call_off = dial(
                 database.plane.eager,

@@ -70,7 +70,7 @@ class LiveDatabase:
         self._closing = False  # and those of which nothing is known
         self._calls: list[IDelayedCall] = []
         self._knock: Knock | None = None
-        self._expiry = Expiry(plane.reactor, self._refuse)
+        self._expiry = Expiry(plane.reactor, self._refuse, plane.now)
         self._was_drained = False
         self._define(desired.database)
         self._place(desired.placement)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Any
@@ -38,6 +39,7 @@ from awesomeproxy.proxy.exchange import Exchange
 from awesomeproxy.proxy.heads import Origin, RequestIds
 from awesomeproxy.proxy.interfaces import IServerLink, IVisitor
 from awesomeproxy.proxy.livedatabase import DatabaseFactory, LiveDatabase
+from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.proxy.rarely import Rarely
 from awesomeproxy.proxy.requests import Request
 from awesomeproxy.proxy.router import Router
@@ -61,8 +63,10 @@ class Plane:
         max_sockets: int = 1 << 30,
         max_held: int = 50_000,
         max_held_bytes: int = 1024 * 1024 * 1024,
+        permit: Permit | None = None,
         certificates: Certificates | None = None,
         clock: IReactorTime | None = None,
+        now: Callable[[], float] = time.time,
         on_change: Callable[[str], None] = lambda site: None,
     ) -> None:
         """
@@ -70,17 +74,21 @@ class Plane:
         :param max_connections: of clients.
         :param max_sockets: of clients and to servers, together.
         :param max_held: requests held, all sites together; ``max_held_bytes`` likewise.
+        :param permit: for how long anything may be served; None: for ever.
         :param certificates: for listeners with TLS.
         :param clock: for deadlines, instead of one that cannot be set back.
+        :param now: the time that holds end by.
         :raise OSError: the access log cannot be opened.
         """
         self.reactor = reactor
+        self.now = now
         self.certificates = certificates
-        self.eager = eager(reactor)
+        self.permit = permit or Permit()
+        self.eager = eager(reactor, self.permit)
         self.clock = clock or SteadyClock(reactor)
         self.seconds: Callable[[], float] = self.clock.seconds
         self.sweep = Sweep(self.clock)
-        self.held = HeldTotal(max_held, max_held_bytes)
+        self.held = HeldTotal(max_held, max_held_bytes, self.permit)
         self.max_connections = max_connections
         self.max_sockets = max_sockets
         self.access_log = AccessLog(reactor, access_log)
@@ -163,6 +171,12 @@ class Plane:
             return self.databases.get(name.removeprefix(DATABASE))
         return self.sites.get(name)
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether something is left of a site or database that is no more."""
+        if name.startswith(DATABASE):
+            return name.removeprefix(DATABASE) in self._removed_databases
+        return name in self._removed
+
     def observed(self, name: str) -> Observed | None:
         """What there is to report of one site or database, called as its placement is."""
         live = self._live(name)
@@ -192,6 +206,13 @@ class Plane:
             live.former = None
         elif name in self._removed_databases and self._removed_databases[name].drained:
             del self._removed_databases[name]
+
+    def resume(self) -> None:
+        """The permit was renewed after it had lapsed: serve again."""
+        self.eager.resume()
+        every: list[LiveSite | LiveDatabase] = [*self.sites.values(), *self.databases.values()]
+        for live in every:
+            live.gate.resume()
 
     # Listening
 

@@ -77,7 +77,7 @@ class LiveSite:
         self._checks: dict[str, list[Checks]] = {}
         self._probe: Probe | None = None
         self._stagger = Stagger(self, plane.clock)
-        self._expiry = Expiry(plane.reactor, self._refuse)
+        self._expiry = Expiry(plane.reactor, self._refuse, plane.now)
         self._was_drained = False
         self._define(desired.site)
         self._place(desired.placement, desired.absent)
@@ -396,8 +396,8 @@ class LiveSite:
             self.reachable()
 
     def quiet(self, backend: LiveBackend) -> bool:
-        """Whether nothing may be sent to ``backend``: the site is held there."""
-        return self.gate.holding and backend is self.backend
+        """Whether nothing may be sent to ``backend``: the site is held there, or all are."""
+        return self.plane.permit.lapsed or (self.gate.holding and backend is self.backend)
 
     def _stop_probe(self) -> None:
         if self._probe is not None:

@@ -27,6 +27,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from zope.interface import directlyProvides, providedBy
 
 from awesomeproxy.proxy.hub import Hub
+from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.proxy.secure import Secure
 
 READ_AT_MOST = 64 * 1024  # bytes in one go
@@ -170,10 +171,14 @@ class EagerUNIXConnector(unix.Connector):
 class EagerReactor:
     """A reactor whose stream connections write eagerly; the rest is the reactor's own."""
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, permit: Permit | None = None) -> None:
+        """
+        :param permit: for how long they may; None: for ever.
+        """
         self._reactor = reactor
-        self._hub = Hub(reactor)
+        self._hub = Hub(reactor, permit)
         self.at_turn_end = self._hub.at_turn_end
+        self.resume = self._hub.resume
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
@@ -232,6 +237,9 @@ class EagerReactor:
         return listening
 
 
-def eager(reactor: Any) -> EagerReactor:
-    """``reactor``, with eager writes on the connections made through it."""
-    return EagerReactor(reactor)
+def eager(reactor: Any, permit: Permit | None = None) -> EagerReactor:
+    """``reactor``, with eager writes on the connections made through it.
+
+    :param permit: for how long they are served; None: for ever.
+    """
+    return EagerReactor(reactor, permit)

@@ -1,4 +1,4 @@
-"""What may be written after what: the rules that the embedded registries share.
+"""What may be written after what: the rules that all registries share.
 
 A :class:`Book` decides, a :class:`Store` remembers.  The book reads what is
 stored, refuses what cannot follow it, and only then writes.  It is synchronous
@@ -14,7 +14,15 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from awesomeproxy.model import Generation, Mode, Placement
-from awesomeproxy.registry.interface import Busy, Companion, Conflict, Entry, NotAllowed, State
+from awesomeproxy.registry.interface import (
+    Busy,
+    Companion,
+    Conflict,
+    Entry,
+    NotAllowed,
+    State,
+    Superseded,
+)
 
 HISTORY = 1000  # migrations that are kept
 
@@ -24,6 +32,16 @@ BEFORE: dict[State, State] = {"committed": "running", "done": "committed", "roll
 
 class Store(Protocol):
     """Records by their key; ``put`` replaces, ``drop`` of what is not there does nothing."""
+
+    @property
+    def me(self) -> tuple[str, int]:
+        """Who writes: a node's name and its life; ``("", 0)`` where there is only one."""
+
+    def floor(self) -> Generation:
+        """What all new generations are larger than."""
+
+    def next_id(self) -> int:
+        """The number of the next migration."""
 
     def placements(self) -> list[Placement]: ...
     def placement(self, site: str) -> Placement | None: ...
@@ -69,7 +87,7 @@ class Book:
         stored = self._stored(new.site, expected)
         # A site that was forgotten goes on from where it was.
         before = expected if stored else self._store.forgotten(new.site)
-        placed = replace(new, generation=before + 1)
+        placed = replace(new, generation=max(before, self._store.floor()) + 1)
         self._store.put_placement(placed)
         if stored is None:
             self._store.drop_forgotten(new.site)
@@ -106,15 +124,17 @@ class Book:
     ) -> Entry:
         for name in (site, *(companion.site for companion, _ in along)):
             self._check_idle(name)
-        newest = self._store.entries(None, unfinished=False, limit=1)
+        owner, life = self._store.me
         entry = Entry(
-            id=newest[0].id + 1 if newest else 1,
+            id=self._store.next_id(),
             site=site,
             source=source,
             target=target,
             generation=expected,
             began=self._now(),
             along=tuple(Companion(h.site, h.backend, to, h.generation) for h, to in along),
+            owner=owner,
+            life=life,
         )
         holds = [each for each, _ in along]
         _check_fits(entry, [hold, *holds], "source")
@@ -124,7 +144,7 @@ class Book:
         return entry
 
     def step(self, entry_id: int, name: str) -> None:
-        entry = self._entry(entry_id)
+        entry = self._own(entry_id)
         if not entry.unfinished:
             raise NotAllowed(f"{_called(entry)} is {entry.state}: it has no step {name!r} to begin")
         self._store.put_entry(replace(entry, step=name))
@@ -135,11 +155,11 @@ class Book:
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Placement:
-        entry = self._entry(entry_id)
+    ) -> dict[str, Placement]:
+        entry = self._own(entry_id)
         if entry.state != "running":
             raise NotAllowed(f"{_called(entry)} is {entry.state}: it holds nothing any more")
-        _check_fits(entry, [placement, *along], "source", holding=True)
+        _check_fits(entry, [placement, *along], "source")
         held = replace(self._place_all(entry, placement, expected, along), step="hold")
         return self._placed(held)
 
@@ -149,7 +169,7 @@ class Book:
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Placement:
+    ) -> dict[str, Placement]:
         entry = self._turn(entry_id, "committed")
         _check_fits(entry, [placement, *along], "target", holding=True)
         return self._placed(self._place_all(entry, placement, expected, along))
@@ -163,7 +183,7 @@ class Book:
         reason: str,
         ledger: dict[str, Any] | None,
         along: Sequence[Placement] = (),
-    ) -> Placement:
+    ) -> dict[str, Placement]:
         entry = replace(
             self._turn(entry_id, state),
             reason=reason,
@@ -187,12 +207,26 @@ class Book:
             along=tuple(replace(each, generation=generations[each.site]) for each in entry.along),
         )
 
-    def _placed(self, entry: Entry) -> Placement:
-        """Record ``entry``; answer with where its site is."""
+    def _placed(self, entry: Entry) -> dict[str, Placement]:
+        """Record ``entry``; answer with where all of it is."""
         self._store.put_entry(entry)
-        placed = self._store.placement(entry.site)
-        assert placed is not None
+        placed = {}
+        for name in (entry.site, *(each.site for each in entry.along)):
+            stored = self._store.placement(name)
+            assert stored is not None
+            placed[name] = stored
         return placed
+
+    def take_over(self, entry_id: int, owner: str, life: int) -> Entry:
+        entry = self._entry(entry_id)
+        if (entry.owner, entry.life) != (owner, life):
+            raise Superseded(f"{_called(entry)} was taken over by node {entry.owner}")
+        if not entry.unfinished:
+            raise NotAllowed(f"{_called(entry)} is {entry.state}: there is nothing to take over")
+        heir, its_life = self._store.me
+        taken = replace(entry, owner=heir, life=its_life)
+        self._store.put_entry(taken)
+        return taken
 
     def unfinished(self) -> list[Entry]:
         return self._store.entries(None, unfinished=True, limit=-1)[::-1]
@@ -217,9 +251,15 @@ class Book:
             raise NotAllowed(f"migration {entry_id}: there is none in the journal")
         return entry
 
+    def _own(self, entry_id: int) -> Entry:
+        entry = self._entry(entry_id)
+        if (entry.owner, entry.life) != self._store.me:
+            raise Superseded(f"{_called(entry)} was taken over by node {entry.owner}")
+        return entry
+
     def _turn(self, entry_id: int, state: State) -> Entry:
         """The entry as it is in ``state``, if it may become that."""
-        entry = self._entry(entry_id)
+        entry = self._own(entry_id)
         if entry.state != BEFORE[state]:
             raise NotAllowed(
                 f"{_called(entry)} is {entry.state}: "

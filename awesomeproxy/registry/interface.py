@@ -66,6 +66,8 @@ class Entry:
     ledger: dict[str, Any] | None = None  # JSON values, once it is finished
     began: float = 0.0  # unix time, for people; nothing is ordered by it
     along: tuple[Companion, ...] = ()
+    owner: str = ""  # the node that carries it out, of a cluster ...
+    life: int = 0  # ... and its membership then
 
     @property
     def unfinished(self) -> bool:
@@ -112,6 +114,18 @@ class NotAllowed(RegistryError):
     """A change that cannot follow what is recorded, such as a commit after a rollback."""
 
 
+class Superseded(NotAllowed):
+    """Another node has taken the migration over."""
+
+
+class Unreachable(RegistryError):
+    """The registry cannot be reached; nothing was changed."""
+
+
+class Doubtful(RegistryError):
+    """The registry was lost while it was asked: it may have been changed, or not."""
+
+
 class IRegistry(Interface):
     """Where every site is placed, which sites were added, and what migrations did."""
 
@@ -121,9 +135,10 @@ class IRegistry(Interface):
     def place(new: Placement, expected: Generation) -> Deferred[Placement]:
         """Store ``new`` if the stored generation is ``expected``; 0: if it is not stored.
 
-        The generation in ``new`` is ignored.  What is stored, and answered, has
-        the generation ``expected + 1``; a site that was forgotten and is placed
-        again goes on from where it was, so that no worker takes it for old news.
+        The generation in ``new`` is ignored.  What is stored, and answered, has a
+        larger one than ``expected``, without a cluster ``expected + 1``; a site that was
+        forgotten and is placed again goes on from where it was, so that no worker takes it
+        for old news.
 
         Fails with :class:`Conflict`.
         """
@@ -183,12 +198,14 @@ class IRegistry(Interface):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         """Hold the site of a migration that has begun with an open one, and its company.
 
-        This is its step ``hold``, which is in no power cut forgotten.
+        This is its step ``hold``, which is in no power cut forgotten.  Some may stay open, to
+        be held by another call.
 
-        Fails with :class:`Conflict` or :class:`NotAllowed`.
+        Answers with all that was placed, by name; fails with :class:`Conflict` or
+        :class:`NotAllowed`.
         """
 
     def commit(
@@ -196,11 +213,14 @@ class IRegistry(Interface):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         """Place the site on the target, still holding: from here on it rolls forward.
 
         ``along`` does the same for all that comes along, each at the generation that was
-        seen; what is stored has the next one.
+        seen; what is stored has a later one.
+
+        Answers with all that was placed, by name.  It never fails because it is not known
+        whether it was made: it waits until that is known.
 
         Fails with :class:`Conflict` or :class:`NotAllowed`.
         """
@@ -213,13 +233,23 @@ class IRegistry(Interface):
         reason: str = "",
         ledger: dict[str, Any] | None = None,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         """End a migration, with the placement that opens the gate, and ``along`` likewise.
 
         ``done``, on the target, only after :meth:`commit`; ``rolled back``, on
         the source, only before it.  ``ledger`` is made of JSON values.
 
-        Fails with :class:`Conflict` or :class:`NotAllowed`.
+        Answers with all that was placed, by name; fails with :class:`Conflict` or
+        :class:`NotAllowed`.
+        """
+
+    def take_over(entry_id: int, owner: str, life: int) -> Deferred[Entry]:
+        """Become the one that carries a migration out, in place of ``owner`` in its ``life``.
+
+        Who calls it has made sure that it is gone; it can write nothing for it any more.
+
+        Fails with :class:`NotAllowed` if it is finished, and with :class:`Superseded` if
+        somebody else has it by now.
         """
 
     def unfinished() -> Deferred[list[Entry]]:

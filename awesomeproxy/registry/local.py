@@ -19,12 +19,12 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from awesomeproxy.registry.book import HISTORY, Book
-from awesomeproxy.registry.embedded import Care, EmbeddedRegistry, R
+from awesomeproxy.registry.booked import BookedRegistry, Care, R
 from awesomeproxy.registry.interface import RegistryError
 from awesomeproxy.registry.statefile import StateFile
 
 
-class LocalRegistry(EmbeddedRegistry):
+class LocalRegistry(BookedRegistry):
     """The registry in a file; made by :meth:`open`."""
 
     def __init__(

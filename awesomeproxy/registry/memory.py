@@ -9,11 +9,11 @@ from twisted.internet.defer import Deferred, execute, succeed
 
 from awesomeproxy.model import Generation, Placement
 from awesomeproxy.registry.book import HISTORY, Book
-from awesomeproxy.registry.embedded import Care, EmbeddedRegistry, R
+from awesomeproxy.registry.booked import BookedRegistry, Care, R
 from awesomeproxy.registry.interface import Entry, RegistryError
 
 
-class MemoryRegistry(EmbeddedRegistry):
+class MemoryRegistry(BookedRegistry):
     """The registry in dicts.  Every Deferred that it answers with has fired already.
 
     ``now`` answers with unix time; ``keep`` is how many migrations are remembered.
@@ -52,6 +52,16 @@ class MemoryStore:
         self._forgotten: dict[str, Generation] = {}
         self._definitions: dict[str, str] = {}
         self._entries: dict[int, Entry] = {}
+
+    @property
+    def me(self) -> tuple[str, int]:
+        return "", 0
+
+    def floor(self) -> Generation:
+        return 0
+
+    def next_id(self) -> int:
+        return max(self._entries, default=0) + 1
 
     def placements(self) -> list[Placement]:
         return list(self._placements.values())

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from awesomeproxy.registry.embedded import Care
+from awesomeproxy.registry.booked import Care
 from awesomeproxy.registry.interface import RegistryError
 from awesomeproxy.registry.tables import TABLES, Damaged, TableStore
 

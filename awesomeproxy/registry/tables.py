@@ -103,6 +103,17 @@ class TableStore:
             for _ in table.rows(self._db):
                 pass
 
+    @property
+    def me(self) -> tuple[str, int]:
+        return "", 0
+
+    def floor(self) -> Generation:
+        return 0
+
+    def next_id(self) -> int:
+        newest = self.entries(None, unfinished=False, limit=1)
+        return newest[0].id + 1 if newest else 1
+
     def placements(self) -> list[Placement]:
         return [_placement(row) for row in PLACEMENT.rows(self._db)]
 

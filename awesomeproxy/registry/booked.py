@@ -1,8 +1,8 @@
-"""The interface on top of a :class:`.book.Book`: what both embedded registries share.
+"""The interface on top of a :class:`.book.Book`: what all registries share.
 
 Every method is one call of the book, handed to one of two verbs that the
-registries differ in: :meth:`EmbeddedRegistry._read`, and
-:meth:`EmbeddedRegistry._write`, which is told how much the change matters.
+registries differ in: :meth:`BookedRegistry._read`, and
+:meth:`BookedRegistry._write`, which is told how much the change matters.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class Care(enum.Enum):
 
     DURABLE = enum.auto()  # survives a power cut; housekeeping may be done along with it
     PROMPT = enum.auto()  # survives a power cut; requests wait for it, so nothing else is done
+    FIRM = enum.auto()  # the same; in a cluster it survives a fail-over as well
     RELAXED = enum.auto()  # may be lost in a power cut
 
 
 @implementer(IRegistry)
-class EmbeddedRegistry(ABC):
-    """A registry of one process, kept in a book."""
+class BookedRegistry(ABC):
+    """A registry whose rules are those of a book."""
 
     _log = Logger()
 
@@ -103,7 +104,7 @@ class EmbeddedRegistry(ABC):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         return self._write(
             Care.DURABLE,
             [placement.site],
@@ -116,9 +117,9 @@ class EmbeddedRegistry(ABC):
         placement: Placement,
         expected: Generation,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         return self._write(
-            Care.PROMPT,
+            Care.FIRM,
             [placement.site],
             lambda: self._book.commit(entry_id, placement, expected, along),
         )
@@ -132,13 +133,16 @@ class EmbeddedRegistry(ABC):
         reason: str = "",
         ledger: dict[str, Any] | None = None,
         along: Sequence[Placement] = (),
-    ) -> Deferred[Placement]:
+    ) -> Deferred[dict[str, Placement]]:
         mine = deepcopy(ledger)
         return self._write(
             Care.DURABLE,
             [placement.site],
             lambda: self._book.finish(entry_id, state, placement, expected, reason, mine, along),
         )
+
+    def take_over(self, entry_id: int, owner: str, life: int) -> Deferred[Entry]:
+        return self._write(Care.FIRM, [], lambda: self._book.take_over(entry_id, owner, life))
 
     def unfinished(self) -> Deferred[list[Entry]]:
         return self._read(self._book.unfinished)

@@ -1,0 +1,164 @@
+"""Where the Redis is that may be written to: the one that is configured, or the one that
+Sentinels name.
+
+A library's own way to Sentinels neither uses TLS to the master nor bears a Sentinel that does
+not answer; what has to be asked is one question, and it is asked of all of them at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from OpenSSL.SSL import Error as SSLError
+from twisted.internet import ssl
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+from txredisapi import RedisProtocol, ResponseError, SubscriberProtocol  # type: ignore[import-untyped]
+
+from awesomeproxy.model import Cluster
+
+CONNECT = 2.0  # seconds that a connection may take
+SENTINEL = 2.0  # seconds that a Sentinel may take to answer
+
+
+class Refused(Exception):
+    """Redis, or a Sentinel, does not want us; the message says why."""
+
+
+def password(path: str) -> str:
+    """The first line of a password file; empty: there is none.
+
+    :raise Refused: it cannot be read.
+    """
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text().splitlines()[0].strip()
+    except (OSError, IndexError, ValueError) as problem:
+        raise Refused(f"{path}: no password can be read from it: {problem}") from None
+
+
+async def authenticate(connection: RedisProtocol, user: str, word: str) -> None:
+    """Say who we are.
+
+    :raise Refused: that is not believed.
+    """
+    if not word:
+        return
+    try:
+        await (connection.auth(word, user) if user else connection.auth(word))
+    except ResponseError as problem:
+        raise Refused(f"it refuses user {user or 'default'}: {problem}") from None
+
+
+class Master:
+    """The way to the Redis of a cluster."""
+
+    def __init__(self, reactor: Any, cluster: Cluster) -> None:
+        self._reactor = reactor
+        self._cluster = cluster
+
+    async def find(self) -> tuple[str, int]:
+        """Its host and port now.
+
+        :raise Refused: no Sentinel knows.
+        """
+        cluster = self._cluster
+        if not cluster.master:
+            return cluster.addresses[0]
+        word = password(cluster.sentinel_password_file)
+        asked = [self._ask(address, word) for address in cluster.addresses]
+        outcome: Any = await DeferredList(asked, fireOnOneCallback=True, consumeErrors=True)
+        for each in asked:
+            each.cancel()
+        if isinstance(outcome, tuple):  # the first answer, and whose it is
+            address: tuple[str, int] = outcome[0]
+            return address
+        reasons = [
+            f"{host}:{port}: {failure.getErrorMessage() or 'no answer'}"
+            for (host, port), (_, failure) in zip(cluster.addresses, outcome, strict=True)
+        ]
+        raise Refused(f"no Sentinel knows {cluster.master}: {'; '.join(reasons)}")
+
+    def endpoint(self, address: tuple[str, int]) -> IStreamClientEndpoint:
+        """How it, or a Sentinel, is reached."""
+        host, port = address
+        plain = HostnameEndpoint(self._reactor, host, port, timeout=CONNECT)
+        if not self._cluster.tls:
+            return plain
+        return wrapClientTLS(self._tls(host), plain)
+
+    def _tls(self, host: str) -> Any:
+        cluster = self._cluster
+        try:
+            trusted = ssl.platformTrust()  # type: ignore[no-untyped-call]
+            if cluster.ca_file:
+                pem = Path(cluster.ca_file).read_text()
+                end = "-----END CERTIFICATE-----"
+                trusted = ssl.trustRootFromCertificates(  # type: ignore[no-untyped-call]
+                    [ssl.Certificate.loadPEM((each + end).encode()) for each in pem.split(end)[:-1]]
+                )
+            ours = None
+            if cluster.certificate:
+                both = Path(cluster.certificate).read_text() + Path(cluster.key).read_text()
+                ours = ssl.PrivateCertificate.loadPEM(both)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError, SSLError) as problem:
+            raise Refused(f"cluster.tls: {problem}") from None
+        return ssl.optionsForClientTLS(
+            cluster.verify_name or host, trustRoot=trusted, clientCertificate=ours
+        )
+
+    def _ask(self, address: tuple[str, int], word: str) -> Deferred[tuple[str, int]]:
+        asked: Deferred[tuple[str, int]] = Deferred.fromCoroutine(self._asked(address, word))
+        return asked.addTimeout(SENTINEL, self._reactor)
+
+    async def _asked(self, address: tuple[str, int], word: str) -> tuple[str, int]:
+        connection: Any = await self.endpoint(address).connect(Connections())
+        try:
+            await authenticate(connection, self._cluster.sentinel_user, word)
+            answer = await connection.execute_command(
+                "SENTINEL", "get-master-addr-by-name", self._cluster.master
+            )
+        finally:
+            connection.transport.abortConnection()
+        if not answer:
+            raise Refused(f"it knows no {self._cluster.master}")
+        return answer[0].decode(), int(answer[1])
+
+
+class _Telling:
+    why_lost = ""  # what ended it
+
+    def connectionLost(self, why: Failure) -> None:
+        self.why_lost = why.getErrorMessage()
+        super().connectionLost(why)  # type: ignore[misc]
+
+
+class Asking(_Telling, RedisProtocol):  # type: ignore[misc]
+    """A connection to ask on."""
+
+
+class Hearing(_Telling, SubscriberProtocol):  # type: ignore[misc]
+    """A connection to be told on."""
+
+
+class Connections(Factory):
+    """Makes connections to Redis that give bytes for bytes."""
+
+    noisy = False
+
+    def __init__(self, kind: type[Asking | Hearing] = Asking, timeout: float = 5.0) -> None:
+        """
+        :param timeout: seconds that a reply may take, or the connection is taken for lost.
+        """
+        self._kind = kind
+        self._timeout = timeout
+
+    def buildProtocol(self, addr: Any) -> Asking | Hearing:
+        connection = self._kind(charset=None, replyTimeout=self._timeout, convertNumbers=False)
+        connection.factory = self
+        return connection

@@ -1,0 +1,197 @@
+"""What a node knows of the registry: a copy of all its records, each with its version.
+
+Versions are numbers of changes, one after the other.  What is heard is taken over at once, but
+counts as all that there is only if nothing is missing before it; whoever has to know asks for
+what came after the last version up to which nothing is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from sys import intern
+from typing import Any
+
+from twisted.logger import Logger
+
+from awesomeproxy.model import Generation, Mode, Placement
+from awesomeproxy.registry.book import HISTORY
+from awesomeproxy.registry.interface import Entry
+from awesomeproxy.registry.records import entry_of, entry_text, placement_of, placement_text
+
+log = Logger()
+
+RECENT = 1000  # records of which it is known by which change
+EPOCH = 1 << 32  # how far the versions, and the generations, of two epochs are apart at least
+
+
+@dataclass(slots=True)
+class Change:
+    """What has become another, by name."""
+
+    placements: set[str] = field(default_factory=set)
+    definitions: set[str] = field(default_factory=set)
+    entries: set[int] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return any((self.placements, self.definitions, self.entries, self.nodes))
+
+
+class View:
+    """The records."""
+
+    def __init__(self, keep: int = HISTORY) -> None:
+        """
+        :param keep: how many migrations are remembered.
+        """
+        self._keep = keep
+        self.placements: dict[str, Placement] = {}
+        self.definitions: dict[str, str] = {}  # as JSON: they are many, and rarely read
+        self.forgotten: dict[str, Generation] = {}
+        self.entries: dict[int, Entry] = {}  # those that have not ended
+        self.ended: dict[int, str] = {}  # the others, as JSON
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.last_id = 0
+        self.version = 0  # up to here nothing is missing
+        self._changes: dict[str, str] = {}  # what has made records so, of those changed last
+        self._versions: dict[str, int] = {}  # of each record, by HASH/FIELD; of lost ones, too
+
+    def stored(self, key: str) -> str:
+        """The version of a record as the scripts know it; "0": there is none."""
+        return str(self._versions[key]) if key in self._versions and self._has(key) else "0"
+
+    def heard(self, message: str) -> tuple[Change, bool]:
+        """Take over what was published, or what a change of ours has answered.
+
+        :return: what it has changed, and whether something is missing now.
+        """
+        head, *lines = message.split("\n")
+        change = self.take(lines)
+        newest = int(head.split()[1])
+        versions = [int(line.split(" ", 2)[1]) for line in lines if line]
+        if versions and versions[0] <= self.version + 1:
+            self.version = max(self.version, versions[-1])
+        return change, newest > self.version
+
+    def take(self, lines: list[str]) -> Change:
+        """Take over records, each as ``HASH/FIELD VERSION BODY``, that are newer than ours."""
+        change = Change()
+        for line in lines:
+            if line:
+                key, version, body = line.split(" ", 2)
+                if int(version) > self._versions.get(key, 0):
+                    self._versions[intern(key)] = int(version)
+                    name, item = key.split("/", 1)
+                    try:
+                        self._take(name, item, body, change)
+                    except (ValueError, KeyError, TypeError) as problem:
+                        # Not ours: it changes nothing, and others go on.
+                        log.error("{key} cannot be read: {why!r}", key=key, why=problem)
+        return change
+
+    def lost(self, kept: dict[int, int]) -> list[list[str]]:
+        """What we have, and a fail-over has lost: arguments for the script ``mend``.
+
+        :param kept: by epoch, the last version that it began with.
+        """
+        epochs = sorted(kept)
+        found = []
+        for key, version in self._versions.items():
+            later = next((each for each in epochs if each > version // EPOCH), None)
+            if later is not None and version > kept[later]:
+                name, item = key.split("/", 1)
+                body, flag = self._body(name, item)
+                if body or name in ("placements", "definitions"):
+                    found.append([name, item, str(version), body, flag])
+        return found
+
+    def _take(self, name: str, item: str, body: str, change: Change) -> None:
+        if name == "placements":
+            if body:
+                fields = json.loads(body)
+                self.placements[item] = placement_of(item, fields)
+                self._made_by(name, item, fields["change"])
+            else:
+                self.placements.pop(item, None)
+            change.placements.add(item)
+        elif name == "definitions":
+            if body:
+                self.definitions[item] = body
+            else:
+                self.definitions.pop(item, None)
+            change.definitions.add(item)
+        elif name == "forgotten":
+            if body:
+                self.forgotten[item] = int(body)
+            else:
+                self.forgotten.pop(item, None)
+        elif name == "journal":
+            self._take_entry(int(item), body)
+            change.entries.add(int(item))
+        elif name == "nodes":
+            if body:
+                self.nodes[item] = json.loads(body)
+            else:
+                self.nodes.pop(item, None)
+            change.nodes.add(item)
+        elif name == "counters":
+            self.last_id = int(body)
+            for old in [each for each in self.ended if each <= self.last_id - self._keep]:
+                del self.ended[old]
+                self._versions.pop(f"journal/{old}", None)
+
+    def _take_entry(self, number: int, body: str) -> None:
+        entry = entry_of(body)
+        self._made_by("journal", str(number), json.loads(body)["change"])
+        if entry.unfinished:
+            self.entries[number] = entry
+            return
+        self.entries.pop(number, None)
+        self.ended[number] = body
+
+    def _made_by(self, name: str, item: str, change: str) -> None:
+        key = f"{name}/{item}"
+        self._changes.pop(key, None)
+        self._changes[key] = change
+        if len(self._changes) > RECENT:
+            del self._changes[next(iter(self._changes))]
+
+    def made(self, change: str) -> bool:
+        """Whether a change is what has made a record as it is, of those changed last."""
+        return change in self._changes.values()
+
+    def _has(self, key: str) -> bool:
+        name, item = key.split("/", 1)
+        if name == "journal":
+            return int(item) in self.entries or int(item) in self.ended
+        if name == "counters":
+            return bool(self.last_id)
+        return item in getattr(self, name)
+
+    def _body(self, name: str, item: str) -> tuple[str, str]:
+        """A record as it is written, and what that does to the gate."""
+        change = self._changes.get(f"{name}/{item}", "")
+        if name == "placements":
+            placement = self.placements.get(item)
+            if placement is None:
+                return "", "open"
+            return placement_text(placement, change), gate(placement)
+        if name == "definitions":
+            return self.definitions.get(item, ""), ""
+        if name == "journal":
+            number = int(item)
+            unfinished = self.entries.get(number)
+            return (
+                entry_text(unfinished, change) if unfinished else self.ended.get(number, "")
+            ), ""
+        if name == "counters":
+            return str(self.last_id), ""
+        if name == "forgotten":
+            return str(self.forgotten.get(item, "")), ""
+        return "", ""  # what nodes say of themselves they say anew
+
+
+def gate(placement: Placement) -> str:
+    """What a placement does to the gate, as the scripts call it."""
+    return "hold" if placement.mode is Mode.HOLDING else "open"

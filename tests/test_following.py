@@ -1,0 +1,398 @@
+"""Nodes that share a registry: what one is told the others do, and a receipt is of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_fake import Nodes, pause, some_nodes
+from plane_stage import (
+    GET,
+    OK,
+    Origin,
+    Wire,
+    always,
+    eventually,
+    one_request,
+    reactor,
+    turns,
+    twisted_test,
+)
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+
+from awesomeproxy.control import commands
+from awesomeproxy.migrate import planning
+from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
+from awesomeproxy.migrating import InTheWay, NotMigrating
+from awesomeproxy.model import Ledger, Mode
+from awesomeproxy.pausing import NotDrained, Overtaken
+
+
+def table(*origins: Origin, **more: Any) -> dict[str, Any]:
+    """The definition of a site with a backend ``on0``, ``on1`` and so on at each server."""
+    backends = {
+        f"on{number}": {"servers": [f"http://127.0.0.1:{origin.number}"]}
+        for number, origin in enumerate(origins)
+    }
+    return {"hosts": ["blog.example"], "backend": "on0", "backends": backends, **more}
+
+
+async def connect(nodes: Nodes, name: str, data: bytes = GET) -> Wire:
+    """A client of a node, that asks."""
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", nodes.port(name))
+    wire: Wire = await connectProtocol(endpoint, Wire())  # type: ignore[no-untyped-call]
+    wire.write(data)
+    return wire
+
+
+async def ask(nodes: Nodes, name: str) -> int:
+    """The status that a node answers with."""
+    wire = await connect(nodes, name)
+    answer = await wire.answer()
+    wire.abort()
+    return answer.status
+
+
+async def defined(nodes: Nodes, *origins: Origin, by: str = "web1", **more: Any) -> None:
+    """Define the blog at one node, and wait until all have it."""
+    await nodes[by].define_all({"blog": table(*origins, **more)})
+    await eventually(
+        lambda: all("blog" in node.sites for node in nodes.nodes.values()), "a definition"
+    )
+
+
+def modes(nodes: Nodes) -> set[tuple[Mode, str]]:
+    """What all nodes do with the blog."""
+    found = [node.plane.observed("blog") for node in nodes.nodes.values()]
+    return {(each.mode, each.backend) for each in found if each is not None}
+
+
+async def _with(
+    directory: Path,
+    test: Callable[[Nodes, list[Origin]], Awaitable[None]],
+    *scripts: Callable[[Wire], Any] | None,
+) -> None:
+    origins = [Origin(script).listen() for script in scripts]
+    try:
+        async with some_nodes(directory, "web1", "web2") as nodes:
+            await test(nodes, origins)
+    finally:
+        for origin in origins:
+            await origin.refuse()
+
+
+@twisted_test
+async def test_a_site_that_is_added_at_one_node_is_served_by_all(tmp_path: Path) -> None:
+    """And no more by any, once it is removed at another."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        assert [await ask(nodes, name) for name in ("web1", "web2")] == [200, 200]
+        await nodes["web2"].registry.undefine("blog")
+        await eventually(lambda: not any(n.sites for n in nodes.nodes.values()), "its end")
+        assert await ask(nodes, "web1") == 404
+
+    await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_a_receipt_has_a_report_of_every_node(tmp_path: Path) -> None:
+    """It is not given while one of them has a request in flight; a resume lets all go on."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        client = await connect(nodes, "web2")
+        server = await origins[0].accept()
+        await one_request(server)
+        pausing = pause(nodes["web1"], "blog")
+        await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+        assert not pausing.called
+        server.write(OK)
+        await client.answer()
+        receipt = await pausing
+        assert [report.node for report in receipt.workers] == ["web1", "web2"]
+        assert {report.generation for report in receipt.workers} == {receipt.generation}
+        assert not any(report.in_flight for report in receipt.workers)
+        await nodes["web2"].release("blog", "resume")
+        await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.OPEN}, "the resume")
+        client.abort()
+
+    await _with(tmp_path, test, None)
+
+
+@twisted_test
+async def test_a_pause_fails_that_a_node_says_nothing_of(tmp_path: Path) -> None:
+    """It is named, and the pause is undone everywhere."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        nodes.shared.silent.add("web2")
+        with pytest.raises(NotDrained, match=r"after 0\.1 s web2 had not said.*undone"):
+            await pause(nodes["web1"], "blog", timeout=0.1)
+        nodes.shared.silent.clear()
+        nodes.shared.changed()
+        await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.OPEN}, "the undoing")
+
+    await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_nobody_waits_for_a_node_whose_lease_is_over(tmp_path: Path) -> None:
+    """It holds by itself then; the receipt has no report of it."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        nodes.shared.silent.add("web2")
+        pausing = pause(nodes["web1"], "blog")
+        await eventually(lambda: nodes["web1"].plane.sites["blog"].drained, "the drain")
+        nodes.shared.become("web2", "gone")
+        receipt = await pausing
+        assert [report.node for report in receipt.workers] == ["web1"]
+        assert nodes.shared.states["web2"] == "expired"
+        nodes.shared.silent.clear()
+
+    await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_a_resume_at_another_node_ends_a_pause_that_waits(tmp_path: Path) -> None:
+    """Who has asked for it is told who was it."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        client = await connect(nodes, "web2")
+        server = await origins[0].accept()
+        pausing = pause(nodes["web1"], "blog")
+        await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+        await nodes["web2"].release("blog", "resume")
+        with pytest.raises(Overtaken) as caught:
+            await pausing
+        assert caught.value.winner.by == "resume"
+        server.write(OK)
+        client.abort()
+
+    await _with(tmp_path, test, None)
+
+
+@twisted_test
+async def test_a_node_that_starts_holds_what_is_held_before_it_serves(tmp_path: Path) -> None:
+    """Its first request waits, and a pause that comes then has its report as well."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        await pause(nodes["web1"], "blog")
+        await nodes.start("web3")
+        client = await connect(nodes, "web3")
+        await eventually(lambda: nodes["web3"].plane.sites["blog"].gate.waiting, "a held request")
+        assert not origins[0].received
+        receipt = await pause(nodes["web2"], "blog")
+        assert [report.node for report in receipt.workers] == ["web1", "web2", "web3"]
+        await nodes["web1"].release("blog", "resume")
+        assert (await client.answer()).status == 200
+        client.abort()
+
+    await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_a_migration_moves_a_site_on_all_nodes(tmp_path: Path) -> None:
+    """It waits for what another node has in flight, and its ledger counts what that held."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        client = await connect(nodes, "web2")
+        server = await origins[0].accept()
+        moving = nodes["web1"].moves.begin(
+            planning.make(nodes["web1"].moves.world(), "blog", "on1", {}),
+            max_pause=30.0,
+            force=False,
+            by="migrate",
+            progress=lambda *_, **__: None,
+        )
+        await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+        waiting = await connect(nodes, "web2")
+        await eventually(lambda: nodes["web2"].plane.sites["blog"].gate.waiting, "a held request")
+        server.write(OK)
+        await client.answer()
+        ledger = await moving
+        assert (ledger.outcome, ledger.held, ledger.released) == ("done", 1, 1)
+        assert (await waiting.answer()).status == 200
+        await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on1")}, "the move")
+        client.abort()
+        waiting.abort()
+
+    await _with(tmp_path, test, None, always(OK))
+
+
+@twisted_test
+async def test_a_site_that_does_not_fit_a_node_is_held_there(tmp_path: Path) -> None:
+    """It says why, and serves the others; who has what is missing serves it."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await nodes.start(
+            "web3",
+            '[databases.shop]\nprotocol = "tcp"\nendpoint = "tcp:port=0:interface=127.0.0.1"\n'
+            'backend = "a"\nbackends.a.server = "tcp://127.0.0.1:9"\n',
+        )
+        await defined(nodes, *origins, by="web3", uses=["shop"])
+        assert await ask(nodes, "web3") == 200
+        client = await connect(nodes, "web1")
+        await eventually(lambda: nodes["web1"].plane.sites["blog"].gate.waiting, "a held request")
+        assert "is not a database" in nodes["web1"].observed("blog").trouble
+        client.abort()
+        server = {"servers": ["http://127.0.0.1:9"]}
+        other = {"hosts": ["other.test"], "backend": "a", "backends": {"a": server}}
+        asked: Any = None  # nothing is told of how far it is
+        await commands.site_add(nodes["web1"], asked, name="other", definition=other)
+        assert nodes["web1"].placement("other").backend == "a"
+
+    await _with(tmp_path, test, always(OK))
+
+
+async def moving(nodes: Nodes, origins: list[Origin]) -> tuple[Deferred[Ledger], Wire, Wire]:
+    """A migration that ``web1`` has begun, and that waits for what is in flight at ``web2``."""
+    await defined(nodes, *origins)
+    client = await connect(nodes, "web2")
+    server = await origins[0].accept()
+    migration = Deferred.fromCoroutine(
+        nodes["web1"].migrate(
+            "blog",
+            "on1",
+            databases={},
+            max_pause=60.0,
+            force=False,
+            by="migrate",
+            progress=lambda *_, **__: None,
+        )
+    )
+    await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+    await eventually(lambda: nodes["web2"].owner_of("blog") == "web1", "the entry")
+    return migration, client, server
+
+
+@twisted_test
+async def test_a_migration_is_called_off_from_another_node(tmp_path: Path) -> None:
+    """Which knows of it, and lets nobody else begin one."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        migration, client, server = await moving(nodes, origins)
+        with pytest.raises(InTheWay, match="is being migrated to on1 by node web1"):
+            nodes["web2"].migrating.check_idle("blog")
+        assert await nodes["web2"].stop_migration("blog", "it was aborted") == "on1"
+        with pytest.raises(RolledBack, match="it was aborted"):
+            await migration
+        await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
+        await eventually(lambda: nodes["web2"].owner_of("blog") is None, "the end")
+        with pytest.raises(NotMigrating):
+            await nodes["web2"].stop_migration("blog", "it was aborted")
+        server.write(OK)
+        client.abort()
+
+    await _with(tmp_path, test, None, always(OK))
+
+
+@twisted_test
+async def test_a_migration_that_another_node_takes_over_is_left_to_it(tmp_path: Path) -> None:
+    """It rolls back what had not committed; the first does nothing any more."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        migration, client, server = await moving(nodes, origins)
+        (entry,) = await nodes["web2"].registry.unfinished()
+        taken = await nodes["web2"].registry.take_over(entry.id, entry.owner, entry.life)
+        assert taken.owner == "web2"
+        nodes["web2"].take_up([taken])
+        with pytest.raises((LeftUnfinished, RolledBack)):
+            await migration
+        await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
+        store = nodes.shared.store
+        await eventually(lambda: not store.entries(None, unfinished=True, limit=-1), "the end")
+        (last,) = await nodes["web1"].registry.history("blog", 1)
+        assert (last.state, last.owner) == ("rolled back", "web2")
+        server.write(OK)
+        client.abort()
+
+    await _with(tmp_path, test, None, always(OK))
+
+
+@twisted_test
+async def test_a_node_that_was_killed_ends_what_it_has_left(tmp_path: Path) -> None:
+    """Before it serves anything: its own entry, and nobody else's."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        registry: Any = nodes["web1"].registry
+        seen = nodes["web1"].placement("blog")
+        hold = replace(seen, mode=Mode.HOLDING, by="migrate", then="resume")
+        nodes.shared.store.me = ("web3", 1)
+        entry = await nodes.shared.registry.begin("blog", "on0", "on1", hold, seen.generation)
+        nodes.shared.changed()
+        await eventually(lambda: nodes["web1"].owner_of("blog") == "web3", "the entry")
+        await nodes.start("web3")
+        await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
+        (last,) = await registry.history("blog", 1)
+        assert (last.id, last.state) == (entry.id, "rolled back")
+
+    await _with(tmp_path, test, always(OK), always(OK))
+
+
+@twisted_test
+async def test_what_is_withheld_waits_whatever_the_registry_says(tmp_path: Path) -> None:
+    """And goes on when it is not any more."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        nodes["web1"].withhold("the registry cannot be reached")
+        client = await connect(nodes, "web1")
+        await eventually(lambda: nodes["web1"].plane.sites["blog"].gate.waiting, "a held request")
+        assert nodes["web1"].observed("blog").trouble == "the registry cannot be reached"
+        assert await ask(nodes, "web2") == 200
+        nodes["web1"].withhold("")
+        assert (await client.answer()).status == 200
+        client.abort()
+
+    await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_a_database_is_held_only_when_all_nodes_have_drained_its_sites(
+    tmp_path: Path,
+) -> None:
+    """A request in flight on another node may need one more connection to it."""
+    origins = [Origin(None).listen() for _ in range(3)]
+    shop = (
+        '[databases.shop]\nprotocol = "tcp"\nendpoint = "tcp:port=0:interface=127.0.0.1"\n'
+        f'backend = "a"\nbackends.a.server = "tcp://127.0.0.1:{origins[1].number}"\n'
+        f'backends.b.server = "tcp://127.0.0.1:{origins[2].number}"\n'
+    )
+    try:
+        async with some_nodes(tmp_path, "web1", "web2", more=shop) as nodes:
+            await defined(nodes, origins[0], uses=["shop"])
+            client = await connect(nodes, "web2")
+            server = await origins[0].accept()
+            migration = nodes["web1"].migrate(
+                "database:shop",
+                "b",
+                databases={},
+                max_pause=60.0,
+                force=False,
+                by="migrate",
+                progress=lambda *_, **__: None,
+            )
+            ended = Deferred.fromCoroutine(migration)
+            await eventually(lambda: {m for m, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+            await turns(20)
+            databases = [node.placement("database:shop") for node in nodes.nodes.values()]
+            assert {(each.mode, each.backend) for each in databases} == {(Mode.OPEN, "a")}
+            server.write(OK)
+            assert (await ended).outcome == "done"
+            await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the release")
+            databases = [node.placement("database:shop") for node in nodes.nodes.values()]
+            assert {(each.mode, each.backend) for each in databases} == {(Mode.OPEN, "b")}
+            client.abort()
+    finally:
+        for origin in origins:
+            await origin.refuse()
