@@ -29,7 +29,7 @@ def placement_text(placement: Placement, change: str) -> str:
 def placement_of(name: str, fields: dict[str, Any]) -> Placement:
     """The placement in a record."""
     return Placement(
-        site=intern(name),
+        site=name,
         backend=intern(fields["backend"]),
         mode=Mode(fields["mode"]),
         generation=fields["generation"],

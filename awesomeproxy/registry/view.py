@@ -81,10 +81,11 @@ class View:
             if line:
                 key, version, body = line.split(" ", 2)
                 if int(version) > self._versions.get(key, 0):
-                    self._versions[intern(key)] = int(version)
+                    self._versions[key] = int(version)
                     name, item = key.split("/", 1)
                     try:
-                        self._take(name, item, body, change)
+                        # Several records have the same name, and there may be very many.
+                        self._take(name, intern(item), body, change)
                     except (ValueError, KeyError, TypeError) as problem:
                         # Not ours: it changes nothing, and others go on.
                         log.error("{key} cannot be read: {why!r}", key=key, why=problem)
