@@ -146,6 +146,7 @@ async def test_what_is_not_ours_changes_nothing(server: Redis, tmp_path: Path) -
         await until(lambda: two.view.placements.get("blog") == placed)
         for garbage in ("", "0", "0 9", "0 9\nx", "0 9\nplacements/blog 9 {", "\xff"):
             server.ask("PUBLISH", "test:1:changes", garbage)
+        await until(lambda: two.counters["gaps"])
         held = await one.place(HOLD, 1)
         await until(lambda: two.view.placements.get("blog") == held)
 

@@ -81,7 +81,6 @@ class View:
             if line:
                 key, version, body = line.split(" ", 2)
                 if int(version) > self._versions.get(key, 0):
-                    self._versions[key] = int(version)
                     name, item = key.split("/", 1)
                     try:
                         # Several records have the same name, and there may be very many.
@@ -89,6 +88,8 @@ class View:
                     except (ValueError, KeyError, TypeError) as problem:
                         # Not ours: it changes nothing, and others go on.
                         log.error("{key} cannot be read: {why!r}", key=key, why=problem)
+                    else:
+                        self._versions[key] = int(version)
         return change
 
     def lost(self, kept: dict[int, int]) -> list[list[str]]:
