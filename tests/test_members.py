@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fellows_stage import LEASE, fellows, together
+from fellows_stage import LEASE, Host, fellows, together
 from pytest_twisted import ensureDeferred  # type: ignore[import-untyped]
 from redis_stage import Redis, redis
 from stage_waiting import until, until_async
@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
 from awesomeproxy.cluster.interface import Roll
-from awesomeproxy.cluster.redis import LEFT_OUT
+from awesomeproxy.cluster.redis import LEFT_OUT, TWIN
 from awesomeproxy.model import Mode, Placement
 from awesomeproxy.registry.interface import Conflict, NotAllowed, Unreachable
 
@@ -258,6 +258,38 @@ async def test_a_node_that_was_left_out_drops_all_and_joins_again(
         await until(lambda: a.state(b) == "live")
         roll = await rolled(a, held)
         assert [each.node for each in roll.reports["blog"]] == ["a", "b"]
+
+
+@ensureDeferred
+async def test_of_two_daemons_with_one_name_the_first_serves_nothing(
+    server: Redis, tmp_path: Path
+) -> None:
+    """Until the other one has left, or has died; they do not take turns."""
+    async with fellows("a b", server, tmp_path) as (a, b):
+        twin = Host("a", server, tmp_path.name)
+        await twin.open(tmp_path / "twin")
+        await twin.fellows.join()
+        try:
+            a.did.clear()
+            await together([a, b, twin], 1.0)
+            told = f"withhold: {TWIN.format(name='a')}"
+            assert a.did[:3] == [told, "lapse", "cut"]
+            assert a.did.count("cut") == 1
+            a.registry.link.renew("the test breaks it")
+            await until(lambda: not a.registry.link.ready)
+            await until(lambda: a.registry.link.ready)
+            assert (a.registry.life, twin.registry.life) == (1, 2)
+            assert "name of its own" in a.fellows.trouble()
+            assert "cut" not in twin.did
+            held = await b.place("blog")
+            assert (await rolled(b, held)).complete
+        finally:
+            await twin.fellows.leave()
+            await twin.registry.close()
+        await together([a, b], 0.5)
+        await until(lambda: a.registry.life == 3)
+        await until(lambda: not a.withheld)
+        assert a.fellows.trouble() == ""
 
 
 @ensureDeferred

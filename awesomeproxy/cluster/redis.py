@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,10 @@ log = Logger()
 
 LOOKS = 2  # at the beats of the others, in a lease
 LEFT_OUT = "the others have gone on without this node; it joins them again"
+TWIN = (
+    "another daemon has joined under this node's name, {name}, and this one serves nothing while "
+    "that one lives; give each node a name of its own, in [node]"
+)
 
 
 @implementer(ICluster)
@@ -58,6 +63,8 @@ class Fellows:
         self._host = host
         self._monotonic = monotonic
         self._subscribers: list[Callable[[str, str], None]] = []
+        self._process = secrets.token_hex(8)  # tells this process from others of the same name
+        self._twin = False  # one of these has taken our place
         self._clock = RegistryClock(monotonic)
         self._members = Members(monotonic)
         self._rolls = Rolls(registry, settings.replicas, self._doubted)
@@ -141,6 +148,7 @@ class Fellows:
             "version": __version__,
             "digest": digest(self._host.settings),
             "began": self.now(),
+            "process": self._process,
         }
 
     async def _report_all(self) -> None:
@@ -176,12 +184,32 @@ class Fellows:
         return await self._rolls.copied()
 
     async def _rejoin(self) -> None:
-        """Others may serve what this node has at its backends: drop that, and begin anew."""
-        log.warn("{why}", why=LEFT_OUT)
-        self._host.withhold(LEFT_OUT)
-        self._host.lapse()
-        self._host.cut_all()
+        """Others may serve what this node has at its backends: drop that, and begin anew.
+
+        :raise Unreachable: another process is this node now.
+        """
+        await self._registry.catch_up()
+        twin = self._has_twin()
+        why = TWIN.format(name=self.node) if twin else LEFT_OUT
+        if not (twin and self._twin):  # it is told and done once
+            log.warn("{why}", why=why)
+            self._host.withhold(why)
+            self._host.lapse()
+            self._host.cut_all()
+        self._twin = twin
+        if twin:
+            raise Unreachable(why)
         await self._be_member()
+
+    def _has_twin(self) -> bool:
+        record = self._registry.view.nodes.get(self.node, {})
+        there = self._members.get(self.node)
+        return (
+            record.get("state") == LIVE
+            and record.get("process") != self._process
+            and there is not None
+            and there.state != "gone"
+        )
 
     async def _returned(self) -> None:
         """The registry is back, and has been read."""
@@ -189,7 +217,12 @@ class Fellows:
             return
         self._members.begin_anew()
         began = self._monotonic()
-        counted = await self._confirm()
+        try:
+            counted = await self._confirm()
+        except Unreachable:
+            if self._twin:
+                return  # the registry is there, but not for this node
+            raise
         await self._report_all()
         if counted:
             self._lease.renew(began)
@@ -214,6 +247,8 @@ class Fellows:
 
     def trouble(self) -> str:
         """See :meth:`ICluster.trouble`."""
+        if self._twin:
+            return TWIN.format(name=self.node)
         if hindrance := self._hindrance():
             return hindrance
         waited = [

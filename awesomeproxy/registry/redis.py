@@ -295,7 +295,8 @@ class RedisRegistry(BookedRegistry):
                 each.callback(None)
 
     def _lost(self) -> None:
-        log.warn("{where} is lost: {why}", where=self.link.where, why=self.link.problem)
+        if not self._closed:
+            log.warn("{where} is lost: {why}", where=self.link.where, why=self.link.problem)
 
     def _remembered(self) -> Origin:
         try:
