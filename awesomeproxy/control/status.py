@@ -78,7 +78,8 @@ def registry(node: Node) -> str:
     if node.cluster.alone:
         return f"embedded, in {node.settings.state_dir}"
     shared: RedisRegistry = node.registry  # type: ignore[assignment]
-    return f"{shared.link.where}, epoch {shared.link.epoch}, version {shared.view.version}"
+    where = shared.link.where.removeprefix("the registry at ")
+    return f"Redis at {where}, epoch {shared.link.epoch}, version {shared.view.version}"
 
 
 def _counters(node: Node) -> dict[str, float]:
