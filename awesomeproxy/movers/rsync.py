@@ -49,6 +49,7 @@ _BASE = (
 # What rsync complains of when it ends with these, and what of that is no fault while the source
 # is in use: files that vanish, shrink or change meanwhile; the next round has them right.
 _INCOMPLETE = (23, 24)
+_FILE_IO = 11  # it could not write, as a rule because the disk is full
 _COMPLAINT = re.compile(r"rsync: |file has vanished: |ERROR: |WARNING: ")
 _IN_USE = re.compile(
     r"file has vanished: "
@@ -366,7 +367,9 @@ class Rsync:
             return await work
         except ShellError as problem:
             text = f"{shell.reach.name}: {problem.said}" if problem.said else str(problem)
-            if "No space left" in text or "quota exceeded" in text.lower():
+            # What the other end has said is lost if the connection ends before it is passed on.
+            unsaid = problem.status == _FILE_IO and not problem.said
+            if unsaid or "No space left" in text or "quota exceeded" in text.lower():
                 text += f"; make room on {self._target.node}"
             raise self._error(text) from None
 
