@@ -69,7 +69,11 @@ class Answering:
     # Answers
 
     def status(self, site: str | None = None) -> dict[str, Any]:
-        """This node, and what there is to tell of its sites; see :meth:`Node.answer_status`."""
+        """What this node has to tell of itself, and of its sites and databases.
+
+        :param site: only this one, called as its placement is; None: all that are not idle,
+            open, well and up to date.
+        """
         host, plane = self._host, self._host.plane
         names = [*host.sites, *(DATABASE + name for name in host.databases)]
         return {

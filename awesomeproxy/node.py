@@ -43,7 +43,6 @@ from awesomeproxy.checking import unverified
 from awesomeproxy.cluster.alone import Alone
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.composing import compose, misplaced
-from awesomeproxy.defining import define_all
 from awesomeproxy.files import RESERVED, affordable, open_files
 from awesomeproxy.following import Change, Following
 from awesomeproxy.happenings import Happenings
@@ -60,7 +59,6 @@ from awesomeproxy.model import (
     Desired,
     DesiredDatabase,
     Generation,
-    Ledger,
     Mode,
     Observed,
     Outcome,
@@ -599,48 +597,6 @@ class Node:
         """Which migration another node has, that has to do with it; empty: none."""
         return self.migrating.elsewhere(name)
 
-    def owner_of(self, name: str) -> str | None:
-        """The node that migrates it now; None: nobody does."""
-        return self.migrating.owner_of(name)
-
-    def answer_status(self, site: str | None = None) -> dict[str, Any]:
-        """What this node has to tell of itself, and of its sites and databases.
-
-        :param site: only this one, called as its placement is; None: all that are not idle,
-            open, well and up to date.
-        """
-        return self.answering.status(site)
-
-    async def migrate(
-        self,
-        site: str,
-        to: str,
-        *,
-        databases: Mapping[str, str],
-        max_pause: float,
-        force: bool,
-        by: str,
-        progress: Callable[..., None],
-    ) -> Ledger:
-        """Move a site or a database; see :meth:`.migrating.Migrating.migrate`."""
-        return await self.migrating.migrate(
-            site,
-            to,
-            databases=databases,
-            max_pause=max_pause,
-            force=force,
-            by=by,
-            progress=progress,
-        )
-
-    async def stop_migration(self, site: str, reason: str) -> str:
-        """Call off a migration wherever it runs; see :meth:`.migrating.Migrating.stop`."""
-        return await self.migrating.stop(site, reason)
-
-    async def define_all(self, tables: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
-        """Define many sites at once; see :func:`.defining.define_all`."""
-        return await define_all(self, tables)
-
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers past the gate; fails unless one of them is well."""
         if site.startswith(DATABASE):
@@ -683,7 +639,7 @@ class Node:
             await migration.ended.wait()
         elif self.elsewhere(name):
             with suppress(InTheWay, NotMigrating):  # then it has come to its end, or will not
-                await self.stop_migration(name, f"the site was resumed by {by!r}")
+                await self.migrating.stop(name, f"the site was resumed by {by!r}")
         if name.startswith(DATABASE):
             return await company.resume(self, name)
         return await self.pauses.resume(name, by)

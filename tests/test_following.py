@@ -25,6 +25,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
 from awesomeproxy.control import commands
+from awesomeproxy.defining import define_all
 from awesomeproxy.migrate import planning
 from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
 from awesomeproxy.migrating import InTheWay, NotMigrating
@@ -59,7 +60,7 @@ async def ask(nodes: Nodes, name: str) -> int:
 
 async def defined(nodes: Nodes, *origins: Origin, by: str = "web1", **more: Any) -> None:
     """Define the blog at one node, and wait until all have it."""
-    await nodes[by].define_all({"blog": table(*origins, **more)})
+    await define_all(nodes[by], {"blog": table(*origins, **more)})
     await eventually(
         lambda: all("blog" in node.sites for node in nodes.nodes.values()), "a definition"
     )
@@ -259,7 +260,7 @@ async def moving(nodes: Nodes, origins: list[Origin]) -> tuple[Deferred[Ledger],
     client = await connect(nodes, "web2")
     server = await origins[0].accept()
     migration = Deferred.fromCoroutine(
-        nodes["web1"].migrate(
+        nodes["web1"].migrating.migrate(
             "blog",
             "on1",
             databases={},
@@ -270,7 +271,7 @@ async def moving(nodes: Nodes, origins: list[Origin]) -> tuple[Deferred[Ledger],
         )
     )
     await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
-    await eventually(lambda: nodes["web2"].owner_of("blog") == "web1", "the entry")
+    await eventually(lambda: nodes["web2"].migrating.owner_of("blog") == "web1", "the entry")
     return migration, client, server
 
 
@@ -282,13 +283,13 @@ async def test_a_migration_is_called_off_from_another_node(tmp_path: Path) -> No
         migration, client, server = await moving(nodes, origins)
         with pytest.raises(InTheWay, match="is being migrated to on1 by node web1"):
             nodes["web2"].migrating.check_idle("blog")
-        assert await nodes["web2"].stop_migration("blog", "it was aborted") == "on1"
+        assert await nodes["web2"].migrating.stop("blog", "it was aborted") == "on1"
         with pytest.raises(RolledBack, match="it was aborted"):
             await migration
         await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
-        await eventually(lambda: nodes["web2"].owner_of("blog") is None, "the end")
+        await eventually(lambda: nodes["web2"].migrating.owner_of("blog") is None, "the end")
         with pytest.raises(NotMigrating):
-            await nodes["web2"].stop_migration("blog", "it was aborted")
+            await nodes["web2"].migrating.stop("blog", "it was aborted")
         server.write(OK)
         client.abort()
 
@@ -330,7 +331,7 @@ async def test_a_node_that_was_killed_ends_what_it_has_left(tmp_path: Path) -> N
         nodes.shared.store.me = ("web3", 1)
         entry = await nodes.shared.registry.begin("blog", "on0", "on1", hold, seen.generation)
         nodes.shared.changed()
-        await eventually(lambda: nodes["web1"].owner_of("blog") == "web3", "the entry")
+        await eventually(lambda: nodes["web1"].migrating.owner_of("blog") == "web3", "the entry")
         await nodes.start("web3")
         await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
         (last,) = await registry.history("blog", 1)
@@ -373,7 +374,7 @@ async def test_a_database_is_held_only_when_all_nodes_have_drained_its_sites(
             await defined(nodes, origins[0], uses=["shop"])
             client = await connect(nodes, "web2")
             server = await origins[0].accept()
-            migration = nodes["web1"].migrate(
+            migration = nodes["web1"].migrating.migrate(
                 "database:shop",
                 "b",
                 databases={},

@@ -8,6 +8,7 @@ from typing import Any
 from awesomeproxy import config
 from awesomeproxy.control.commands import changes, remove_site, said
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed
+from awesomeproxy.defining import define_all
 from awesomeproxy.model import Mode
 from awesomeproxy.node import Node
 
@@ -24,7 +25,7 @@ async def apply(
     for name in superfluous:  # before anything is changed
         _check_removable(node, name)
     try:
-        done = await node.define_all(sites)
+        done = await define_all(node, sites)
     except config.ConfigError as problem:
         raise BadRequest(said(problem)) from None
     async with node.changing():

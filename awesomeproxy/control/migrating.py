@@ -74,7 +74,7 @@ async def move(
     """
     plan = planned(node, site, to, databases)
     try:
-        return await node.migrate(
+        return await node.migrating.migrate(
             site,
             to,
             databases=databases,
@@ -151,7 +151,7 @@ async def _foreseen(node: Node, plan: Plan, max_pause: float) -> Mapping[str, An
 async def abort(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     """Call off a migration that has not committed yet; its site is as it was before."""
     try:
-        target = await node.stop_migration(site, "it was aborted")
+        target = await node.migrating.stop(site, "it was aborted")
     except NotMigrating as problem:
         definition_of(node, site)
         raise CommandFailed(str(problem), winner_of(node.placements[site])) from None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a node by itself need not have what Redis takes
 ANSWER_TIME = 1.0  # seconds that other nodes have to say how it stands with them
 EXPIRES_SOON = 14 * 86_400.0  # seconds before its end, for which a certificate is warned of
 
-Answers = Mapping[str, Mapping[str, Any]]  # by node: as :meth:`Node.answer_status` says
+Answers = Mapping[str, Mapping[str, Any]]  # by node: as :meth:`.Answering.status` says
 
 _SUMS = ("in_flight", "held", "held_bytes", "tunnels", "connections")
 _ROW = ("state", "generation", *_SUMS, "trouble")
@@ -39,7 +39,7 @@ async def gathered(node: Node, site: str | None = None) -> Answers:
 
     :param site: what they are asked about; None: all that is not at rest.
     """
-    own = node.answer_status(site)
+    own = node.answering.status(site)
     if node.cluster.alone:
         return {node.cluster.node: own}
     return {**await node.cluster.ask("status", {"site": site}, ANSWER_TIME), node.cluster.node: own}

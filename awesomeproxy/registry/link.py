@@ -58,9 +58,8 @@ class Origin:
 class Link:
     """The connections."""
 
-    def __init__(self, reactor: Any, cluster: Cluster, node: str, origin: Origin) -> None:
+    def __init__(self, reactor: Any, cluster: Cluster, origin: Origin) -> None:
         """
-        :param node: our name, for what is told to us alone.
         :param origin: what was seen before; it is kept up to date.
         """
         self._reactor = reactor

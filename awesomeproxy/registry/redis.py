@@ -67,7 +67,7 @@ class RedisRegistry(BookedRegistry):
         self._reactor = reactor
         self._file = state_dir / FILE
         self._seen = self._remembered()
-        self.link = Link(reactor, cluster, node, replace(self._seen))
+        self.link = Link(reactor, cluster, replace(self._seen))
         self._stage = Stage(self.view, lambda: self._me, lambda: self.link.epoch)
         super().__init__(Book(self._stage, now, keep))
         self._waiting: list[Deferred[None]] = []
