@@ -18,7 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 
 from awesomeproxy.model import Cluster, Mode, Placement
-from awesomeproxy.registry.interface import Conflict, Superseded, Unreachable
+from awesomeproxy.registry.interface import Busy, Conflict, Superseded, Unreachable
 from awesomeproxy.registry.redis import RedisRegistry
 from awesomeproxy.registry.view import EPOCH
 
@@ -136,6 +136,20 @@ async def test_what_was_not_heard_is_read(server: Redis, tmp_path: Path) -> None
         await until(lambda: set(two.view.placements) == {"blog", "shop"})
         assert two.counters["gaps"] == 1
         assert missed
+
+
+@ensureDeferred
+async def test_who_has_heard_nothing_begins_no_second_migration(
+    server: Redis, tmp_path: Path
+) -> None:
+    """What it is told of what it has asked about is not all that it has to know."""
+    async with nodes(tmp_path, cluster_of(server)) as (one, two):
+        two.link._channels[b"test:1:changes"] = lambda message: None
+        await one.place(BLOG, 0)
+        entry = await one.begin("blog", "web1", "web2", HOLD, 1)
+        with pytest.raises(Busy) as caught:
+            await two.begin("blog", "web1", "web3", HOLD, 2)
+        assert caught.value.entry == entry
 
 
 @ensureDeferred

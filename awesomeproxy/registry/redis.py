@@ -179,11 +179,11 @@ class RedisRegistry(BookedRegistry):
         """Have a change made; whether it was, because all was still as it was read."""
         life = str(self.life) if self.life else ""
         answer = await self.link.call("write", self.node, life, asked, firm=True)
-        word, _, rest = answer.partition("\n")
-        if word == "STALE":
-            self._tell_of(self.view.take(rest.split("\n")))
+        if answer == "STALE":
+            # All of it: a few records that are new among old ones would say what never was.
+            await self.catch_up()
             return False
-        if word == "GONE":
+        if answer == "GONE":
             raise Superseded("this node was taken for dead; it joins again by itself")
         self._heard(answer.removeprefix("OK "))
         return True
@@ -199,19 +199,18 @@ class RedisRegistry(BookedRegistry):
 
         :raise Unreachable: it cannot be.
         """
-        while True:
-            version = str(self.view.version)
+        version, whole = str(self.view.version), ""
+        records: list[str] = []
+        while whole != "all":
             answer = await self.link.call("since", version, str(PAGE))
             head, *lines = answer.split("\n")
             _, newest, whole = head.split()
-            change = self.view.take(lines)
-            if whole == "all":
-                self.view.version = max(self.view.version, int(newest))
-            else:
-                self.view.version = max(self.view.version, int(lines[-1].split(" ", 2)[1]))
-            self._tell_of(change)
-            if whole == "all":
-                return
+            records += lines
+            version = newest if whole == "all" else lines[-1].split(" ", 2)[1]
+        # At once: a change of several records is seen whole or not at all.
+        change = self.view.take(records)
+        self.view.version = max(self.view.version, int(version))
+        self._tell_of(change)
 
     async def back(self, patience: float | None) -> None:
         """Wait for a registry that was lost to be there again.
