@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,26 @@ async def test_who_could_still_write_is_named(stage: RsyncStage, how: str) -> No
         holder.communicate()
     await stage.step("fence", 1)
     assert not stage.takes(ONE)
+
+
+def test_who_holds_it_is_seen_though_others_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of mounts is that of one process for all that share it, and that one ends."""
+    (tmp_path / "file").write_bytes(b"file")
+    ends, holder = holding(Path("/"), ""), holding(tmp_path, OPENED)
+    read = closing._read
+    gone = f"/proc/{ends.pid}/mountinfo"
+    monkeypatch.setattr(
+        closing, "_read", lambda path, *at: b"" if path == gone else read(path, *at)
+    )
+    try:
+        tree = closing._tree(os.fsencode(tmp_path), closing._mounts())
+        found = closing._holders(tree, [ends.pid, holder.pid])
+    finally:
+        for each in (ends, holder):
+            each.communicate()
+    assert [pid for pid, _ in found] == [holder.pid]
 
 
 @twisted_test

@@ -23,7 +23,7 @@ import re
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 OWN = "AWESOMEPROXY_MOVER"  # in the environment of what a mover has started, with a name
@@ -416,7 +416,7 @@ def _inside_of(space: int, act: Callable[[int], bool]) -> bool:
     return bool(said)
 
 
-def _holders(tree: Tree, among: set[int]) -> list[tuple[int, str]]:
+def _holders(tree: Tree, among: Collection[int]) -> list[tuple[int, str]]:
     """Who of ``among`` can still write to the tree: the process's number, and what it has."""
     known: dict[int, Mount] = {}
     tables = set()
@@ -425,9 +425,10 @@ def _holders(tree: Tree, among: set[int]) -> list[tuple[int, str]]:
         with contextlib.suppress(OSError):  # it has ended
             root = os.readlink(f"/proc/{pid}/root")
             table = (os.stat(f"/proc/{pid}/ns/mnt").st_ino, root)
-            if table not in tables:
+            # Of one that has just ended it is empty; then another says it.
+            if table not in tables and (mounts := _mounts(f"/proc/{pid}/mountinfo")):
                 tables.add(table)
-                known.update((m.id, m) for m in _mounts(f"/proc/{pid}/mountinfo"))
+                known.update((mount.id, mount) for mount in mounts)
     for pid in among:
         if pid != os.getpid() and (what := _held(pid, tree, known)):
             command = os.fsdecode(_read(f"/proc/{pid}/comm").strip())
