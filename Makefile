@@ -34,6 +34,7 @@ test: $(VENV)/.test
 	    unshare:util-linux mount:mount mkfs.ext4:e2fsprogs \
 	    /usr/lib/postgresql/15/bin/postgres:postgresql-15 mariadbd:mariadb-server \
 	    pgbouncer:pgbouncer openssl:openssl \
+	    redis-server:redis-server redis-sentinel:redis-sentinel ip:iproute2 \
 	    apache2:apache2 php-fpm8.2:php8.2-fpm /usr/share/php8.2-mysql:php8.2-mysql
 	@temporary=$$(mktemp -d); \
 	$(BIN)/python -m pytest --basetemp=$$temporary/t \
