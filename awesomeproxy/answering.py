@@ -39,9 +39,6 @@ class Host(Protocol):
     def placement(self, name: str) -> Placement:
         """Where something is placed."""
 
-    def observed(self, name: str) -> Observed:
-        """What the workers report of it; KeyError if it is not served."""
-
     def try_out(self, name: str, backend: str, generation: Generation, admits: list[str]) -> None:
         """Have a held database on ``backend`` for those who may connect to it."""
 
@@ -68,36 +65,34 @@ class Answering:
 
     # Answers
 
-    def status(self, site: str | None = None) -> dict[str, Any]:
+    def status(self, names: Sequence[str] | None = None, *, counts: bool = False) -> dict[str, Any]:
         """What this node has to tell of itself, and of its sites and databases.
 
-        :param site: only this one, called as its placement is; None: all that are not idle,
-            open, well and up to date.
+        :param names: only these, called as their placements are; None: all that are not *at
+            rest*, which is idle, open, well and up to date.
+        :param counts: tell the counters, too: of all of which something was counted, as their
+            numbers.
         """
         host, plane = self._host, self._host.plane
-        names = [*host.sites, *(DATABASE + name for name in host.databases)]
+        every = [*host.sites, *(DATABASE + name for name in host.databases)]
+        rows, counted = {}, {}
+        for seen in self._seen(every if names is None else names):
+            if names is not None or not self._is_at_rest(seen):
+                rows[seen.site] = plain(seen)
+            if counts and any(seen.counters):
+                counted[seen.site] = list(seen.counters)
         return {
             "version": __version__,
             "connections": len(plane.clients),
             "held": plane.held.requests,
-            "sites": {
-                name: row
-                for name in (names if site is None else [site])
-                if (row := self._row(name, always=site is not None)) is not None
-            },
+            "sites": rows,
+            "counts": counted,
         }
 
-    def _row(self, name: str, *, always: bool) -> dict[str, Any] | None:
-        """What there is to tell of one site; None: it is as it should be, and idle."""
-        try:
-            seen = self._host.observed(name)
-        except KeyError:
-            return None
-        behind = seen.generation != self._host.placement(name).generation
+    def _is_at_rest(self, seen: Observed) -> bool:
         idle = not (seen.in_flight or seen.held or seen.tunnels or seen.connections)
-        if not always and idle and seen.state == "open" and not behind and not seen.trouble:
-            return None
-        return {**plain(seen), "servers": {key: dict(each) for key, each in seen.servers.items()}}
+        behind = seen.generation != self._host.placement(seen.site).generation
+        return idle and seen.state == "open" and not behind and not seen.trouble
 
     def observed(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """What is in flight for some."""
@@ -149,7 +144,7 @@ def _counts(longest_wait: float, **counters: int) -> tuple[Counters, float]:
 
 
 def plain(seen: Observed) -> dict[str, Any]:
-    """What was observed, as plain JSON values."""
+    """What was observed, but for what was counted, as plain JSON values."""
     return {
         "site": seen.site,
         "generation": seen.generation,
@@ -163,5 +158,4 @@ def plain(seen: Observed) -> dict[str, Any]:
         "connections": seen.connections,
         "closed": seen.closed,
         "trouble": seen.trouble,
-        "counters": asdict(seen.counters),
     }

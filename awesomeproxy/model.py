@@ -14,7 +14,7 @@ generation than the one before; all ordering comes from that number.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Literal
@@ -373,7 +373,16 @@ class Counters:
 
     def since(self, earlier: Counters) -> Counters:
         """What has been counted since ``earlier``."""
-        return Counters(*(getattr(self, f) - getattr(earlier, f) for f in self.__slots__))
+        return Counters(*(now - then for now, then in zip(self, earlier, strict=True)))
+
+    def __iter__(self) -> Iterator[int]:
+        """The numbers, in the order of the fields."""
+        return (getattr(self, name) for name in self.__slots__)
+
+    @classmethod
+    def summed(cls, each: Iterable[Iterable[int]]) -> Counters:
+        """The sum of several, or of their numbers."""
+        return cls(*map(sum, zip(*each, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from plane_stage import reactor
@@ -40,6 +41,8 @@ class Store(MemoryStore):
 
 class SharedView:
     """What the registry has; every node has read all of it."""
+
+    version = 0
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
@@ -96,6 +99,8 @@ class FollowedRegistry:
         self._shared = shared
         self._name = name
         self.view = SharedView(shared.store)
+        self.link = SimpleNamespace(where="the registry at nowhere", ready=True, epoch=0)
+        self.link.counters = self.counters = dict[str, int]()
         self.on_change: list[Callable[[Any], None]] = []
 
     def __getattr__(self, method: str) -> Any:

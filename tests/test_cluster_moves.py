@@ -70,6 +70,8 @@ async def test_any_node_tells_of_all(cluster: Cluster) -> None:
     await cluster.resume(web3, "blog")
     for answer in asked:
         assert (await answer).status == 200
+    (blog, *_) = (await web2.ask("status"))["sites"]
+    assert (blog["name"], blog["counters"]["requests"]) == ("blog", 3)
     ended = await web2.command("node", "list")
     assert [line.split()[:2] for line in ended.out.splitlines()[1:4]] == [
         ["web1", "live"],

@@ -152,6 +152,15 @@ class TestShown:
             "no pause can complete: 0 of 1 replicas",
         ]
 
+    def test_what_was_counted_here_only_says_so(self) -> None:
+        text = render.status({"node": NODE, "counted": "here", "sites": [a_site()]}, PLAIN)
+        assert text.splitlines()[2:] == [
+            "SITE  STATE  BACKEND  GEN  IN FLIGHT  HELD  REQUESTS HERE  FAILED HERE  SERVERS",
+            "blog  open   old        6          2     0           1200            0  1/2 up",
+            "",
+            "blog: http://10.0.0.2:80 is down: refused",
+        ]
+
     def test_a_site_is_shown_on_each_node(self) -> None:
         row = {
             "state": "holding",

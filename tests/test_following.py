@@ -16,6 +16,7 @@ from plane_stage import (
     Wire,
     always,
     eventually,
+    ok,
     one_request,
     reactor,
     turns,
@@ -24,13 +25,17 @@ from plane_stage import (
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
-from awesomeproxy.control import commands
+from awesomeproxy.control import commands, status
+from awesomeproxy.control.table import Call
 from awesomeproxy.defining import define_all
 from awesomeproxy.migrate import planning
 from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
 from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import Ledger, Mode
+from awesomeproxy.node import Node
 from awesomeproxy.pausing import NotDrained, Overtaken
+
+QUIET = Call(1, lambda method, params: None)
 
 
 def table(*origins: Origin, **more: Any) -> dict[str, Any]:
@@ -227,6 +232,31 @@ async def test_a_migration_moves_a_site_on_all_nodes(tmp_path: Path) -> None:
         waiting.abort()
 
     await _with(tmp_path, test, None, always(OK))
+
+
+@twisted_test
+async def test_what_was_counted_is_added_up_of_sites_at_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of very many it is that of the node that is asked, unless it is asked of one."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        assert [await ask(nodes, name) for name in ("web1", "web2", "web2")] == [200] * 3
+        await eventually(lambda: not any(at_work(nodes)), "idle connections to be closed")
+        assert await counted(nodes["web1"]) == ("everywhere", 3)
+        monkeypatch.setattr(status, "COUNTED", 0)
+        assert await counted(nodes["web1"]) == ("here", 1)
+        assert await counted(nodes["web1"], "blog") == ("everywhere", 3)
+
+    def at_work(nodes: Nodes) -> list[dict[str, Any]]:
+        return [node.answering.status()["sites"] for node in nodes.nodes.values()]
+
+    async def counted(node: Node, site: str | None = None) -> tuple[str, int]:
+        told = await status.status(node, QUIET, site)
+        return told["counted"], told["sites"][0]["counters"]["requests"]
+
+    await _with(tmp_path, test, always(ok(b"", b"Connection: close")))
 
 
 @twisted_test

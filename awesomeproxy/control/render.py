@@ -84,8 +84,11 @@ def status(result: Json, style: Style) -> str:
         )
         for site in sites
     ]
-    numbers = ("GEN", "IN FLIGHT", "HELD", "REQUESTS", "FAILED")
-    lines += ["", table(_COLUMNS, rows, style, right=numbers, states=["STATE"])]
+    counts = ("REQUESTS", "FAILED")
+    here = " HERE" if result.get("counted") == "here" else ""
+    columns = [name + here if name in counts else name for name in _COLUMNS]
+    numbers = ("GEN", "IN FLIGHT", "HELD", *(name + here for name in counts))
+    lines += ["", table(columns, rows, style, right=numbers, states=["STATE"])]
     if databases := result.get("databases"):
         lines += ["", _databases(databases, style)]
     if filesystems := result.get("filesystems"):

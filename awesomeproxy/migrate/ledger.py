@@ -51,7 +51,7 @@ class Account:
             generation=self._host.placement(main.name).generation,
             outcome=outcome,
             reason=reason,
-            **asdict(_sum([count for count, _ in counts])),
+            **asdict(Counters.summed(count for count, _ in counts)),
             longest_added_wait=round(_longest(counts), 6),
             bytes_moved=bytes_moved,
             pause=round(pause, 6),
@@ -65,10 +65,6 @@ def _since(before: Counted, after: Counted) -> Iterator[tuple[Counters, float]]:
         for name, (counters, wait) in sites.items():
             if name in before.get(node, {}):
                 yield counters.since(before[node][name][0]), wait
-
-
-def _sum(counts: Sequence[Counters]) -> Counters:
-    return Counters(*(sum(getattr(each, field) for each in counts) for field in Counters.__slots__))
 
 
 def _longest(counts: Sequence[tuple[Counters, float]]) -> float:
