@@ -92,6 +92,10 @@ class Shared:
         self.tell("member", node)
 
 
+async def _none() -> int:
+    return 0
+
+
 class FollowedRegistry:
     """The registry as one node has it."""
 
@@ -101,6 +105,7 @@ class FollowedRegistry:
         self.view = SharedView(shared.store)
         self.link = SimpleNamespace(where="the registry at nowhere", ready=True, epoch=0)
         self.link.counters = self.counters = dict[str, int]()
+        self.link.replicas, self.link.copies = _none, 0
         self.on_change: list[Callable[[Any], None]] = []
 
     def __getattr__(self, method: str) -> Any:

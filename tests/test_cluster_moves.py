@@ -78,6 +78,7 @@ async def test_any_node_tells_of_all(cluster: Cluster) -> None:
         ["web2*", "live"],
         ["web3", "live"],
     ]
+    assert ended.out.endswith(", no replica\n")
     cluster.keeps_promises()
 
 

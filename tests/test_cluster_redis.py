@@ -188,6 +188,7 @@ async def test_a_fail_over_that_loses_the_newest_writes(replicated: Cluster) -> 
     replica.signal(signal.SIGSTOP)
     with pytest.raises(Failed):  # held, but there is nobody to have it in case
         await cluster.pause(web1, "blog", timeout=SOON)
+    assert (await web1.ask("node.list"))["replicas"] == {"needed": 1, "there": 0}
     table = {**cluster.tables()["blog"], "hosts": ["more.test"]}
     await web2.ask("site.add", name="more", definition=table)
     master.stop()

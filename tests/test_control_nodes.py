@@ -127,6 +127,7 @@ class TestShown:
                 a_node("web3", "fenced", **ASLEEP | {"loss": "hold"}),
             ],
             "registry": "redis://10.0.0.5:6379, epoch 3",
+            "replicas": {"needed": 2, "there": 1},
             "trouble": "",
         }
         assert nodetext.listing(result, PLAIN).splitlines() == [
@@ -135,18 +136,35 @@ class TestShown:
             "web2   gone       41.0 s  serve              -     -          -  0.9.0    "
             "pauses wait for it; if it is off: awesomeproxy node fence web2",
             "web3   fenced          -  hold               -     -          -  0.9.0",
-            "registry: redis://10.0.0.5:6379, epoch 3",
+            "registry: redis://10.0.0.5:6379, epoch 3, 1 of 2 replicas",
         ]
+
+    @pytest.mark.parametrize(
+        ("replicas", "said"),
+        [
+            (None, ""),
+            ({"needed": 0, "there": None}, ""),
+            ({"needed": 0, "there": 0}, ", no replica"),
+            ({"needed": 0, "there": 1}, ", 1 replica"),
+            ({"needed": 0, "there": 2}, ", 2 replicas"),
+            ({"needed": 1, "there": 0}, ", 0 of 1 replicas"),
+        ],
+    )
+    def test_how_many_replicas_there_are(self, replicas: Any, said: str) -> None:
+        result = {"node": "web1", "nodes": [a_node("web1")], "registry": "Redis", "trouble": ""}
+        text = nodetext.listing(result | {"replicas": replicas}, PLAIN)
+        assert text.splitlines()[-1] == f"registry: Redis{said}"
 
     def test_status_tells_of_the_others(self) -> None:
         cluster = {
             "nodes": [a_node("web1"), a_node("web2", "gone"), a_node("web3")],
+            "replicas": {"needed": 1, "there": 0},
             "trouble": "0 of 1 replicas",
             "silent": ["web2", "web3"],
         }
         text = render.status({"node": NODE, "cluster": cluster, "sites": [a_site()]}, PLAIN)
         assert text.splitlines()[1:5] == [
-            "cluster: 2 live, 1 gone",
+            "cluster: 2 live, 1 gone; the registry has 0 of 1 replicas",
             "web2 is gone: pauses wait for it",
             "no answer from web3: not in the sums",
             "no pause can complete: 0 of 1 replicas",

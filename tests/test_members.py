@@ -363,10 +363,12 @@ async def test_a_lease_is_renewed_by_what_replicas_have(tmp_path: Path) -> None:
                     return not a.withheld and a.permit.until > a.reactor.seconds() + LEASE / 2
 
                 await until_async(released, "a beat that counts")
+                assert await a.registry.link.replicas() == 1
                 replica.stop(signal.SIGKILL)
                 await a.pass_time(1.2)
                 assert a.withheld
                 await until(lambda: "0 of 1 replicas" in a.fellows.trouble(), "the count")
+                assert await a.registry.link.replicas() == 0
                 replica.start()
                 await until_async(released, "a beat that counts again")
 

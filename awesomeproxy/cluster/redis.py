@@ -267,10 +267,10 @@ class Fellows:
             if why.startswith(link.where):
                 return why
             return f"{link.where} cannot be reached: {why}"
-        if self._rolls.copies < self._settings.replicas:
+        if link.copies < self._settings.replicas:
             return (
-                f"{self._rolls.copies} of {self._settings.replicas} replicas of the registry have"
-                " what was written last; start the others"
+                f"{link.copies} of {self._settings.replicas} replicas of the registry have"
+                " what was written last; see that all of them run and can reach it"
             )
         return ""
 

@@ -33,7 +33,6 @@ class Rolls:
         self._registry = registry
         self._replicas = replicas
         self._gone = gone
-        self.copies = replicas  # how many replicas had what was asked last
 
     def report(self, observed: Observed, more: Mapping[str, Any]) -> None:
         """See :meth:`ICluster.report`."""
@@ -94,8 +93,7 @@ class Rolls:
         """Whether as many replicas as must have all that was asked for firmly until now."""
         if not self._replicas:
             return True
-        self.copies = await self._registry.link.copied()
-        return self.copies >= self._replicas
+        return await self._registry.link.copied() >= self._replicas
 
     async def _conflict(self, held: Sequence[Placement]) -> Conflict:
         """What was changed of what is held."""

@@ -9,7 +9,7 @@ from awesomeproxy import draining
 from awesomeproxy.cluster.interface import MEMBERS, Member
 from awesomeproxy.control.commands import changes, check_duration, progress_of, table
 from awesomeproxy.control.migrating import move
-from awesomeproxy.control.status import gathered, members, registry
+from awesomeproxy.control.status import gathered, members, registry, replicas
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.model import Database, Ledger, Site
@@ -25,6 +25,7 @@ async def node_list(context: Node, call: Call) -> Mapping[str, Any]:
         "node": context.cluster.node,
         "nodes": members(context, await gathered(context)),
         "registry": registry(context),
+        "replicas": await replicas(context),
         "trouble": context.cluster.trouble(),
     }
 

@@ -31,9 +31,20 @@ def listing(result: Json, style: Style) -> str:
     rows = [_node(node, me) for node in result["nodes"]]
     lines = [
         table(_NODES, rows, style, right=_NUMBERS, states=["STATE"]),
-        clean(f"registry: {result['registry']}"),
+        clean(", ".join([f"registry: {result['registry']}", *_replicas(result)])),
     ]
     return "\n".join(lines + _trouble(result, style))
+
+
+def _replicas(result: Json) -> list[str]:
+    """How many replicas the registry has; nothing, if that is not known."""
+    replicas = result["replicas"]
+    if replicas is None or replicas["there"] is None:
+        return []
+    there, needed = replicas["there"], replicas["needed"]
+    if needed:
+        return [f"{there} of {needed} replicas"]
+    return [f"{there} replicas" if there > 1 else f"{there or 'no'} replica"]
 
 
 def _node(node: Json, me: str) -> list[object]:
@@ -60,7 +71,8 @@ def summary(cluster: Json, style: Style) -> list[str]:
         (state, [node["name"] for node in nodes if node["state"] == state]) for state in _MEMBERS
     ]
     told = [f"{len(names)} {state}" for state, names in counts if names]
-    lines = [clean(f"cluster: {', '.join(told) or 'no nodes'}")]
+    registry = [f"the registry has {count}" for count in _replicas(cluster)]
+    lines = [clean("; ".join([f"cluster: {', '.join(told) or 'no nodes'}", *registry]))]
     lines += [
         style.paint(clean(f"{name} is {state}: pauses wait for it"), "red")
         for state, names in counts

@@ -20,6 +20,7 @@ from awesomeproxy.control.commands import site_named, table
 from awesomeproxy.control.table import Call
 from awesomeproxy.model import DATABASE, Counters
 from awesomeproxy.node import Node
+from awesomeproxy.registry.interface import RegistryError
 
 if TYPE_CHECKING:  # a node by itself need not have what Redis takes
     from awesomeproxy.registry.redis import RedisRegistry
@@ -77,7 +78,7 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
             "registry": registry(node),
             "certificates": _certificates(node),
         },
-        "cluster": None if node.cluster.alone else cluster(node, answers),
+        "cluster": None if node.cluster.alone else await cluster(node, answers),
         "counted": "everywhere" if everywhere or node.cluster.alone else "here",
         "sites": [_site_status(node, name, answers) for name in names if name in node.sites],
         "databases": [
@@ -96,6 +97,21 @@ def registry(node: Node) -> str:
     return f"Redis at {where}, epoch {shared.link.epoch}, version {shared.view.version}"
 
 
+async def replicas(node: Node) -> dict[str, int | None] | None:
+    """How many replicas of the registry must have what is to be kept, and how many have it; if
+    none must, how many are there.  None where there can be none."""
+    if node.settings.cluster is None:
+        return None
+    shared: RedisRegistry = node.registry  # type: ignore[assignment]
+    there: int | None = shared.link.copies
+    if not (needed := node.settings.cluster.replicas):
+        try:
+            there = await shared.link.replicas()
+        except RegistryError:
+            there = None
+    return {"needed": needed, "there": there}
+
+
 def _counters(node: Node) -> dict[str, float]:
     """What has become of this node's connection to the registry, since it was started."""
     shared: RedisRegistry = node.registry  # type: ignore[assignment]
@@ -104,11 +120,12 @@ def _counters(node: Node) -> dict[str, float]:
     return {"lost": round(lost, 3), **link.counters, **shared.counters}
 
 
-def cluster(node: Node, answers: Answers) -> dict[str, Any]:
+async def cluster(node: Node, answers: Answers) -> dict[str, Any]:
     """The nodes, and whether they can agree on anything."""
     return {
         "nodes": members(node, answers),
         "counters": _counters(node),
+        "replicas": await replicas(node),
         "trouble": node.cluster.trouble(),
         "silent": [
             member.name

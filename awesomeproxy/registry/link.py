@@ -75,6 +75,7 @@ class Link:
         self.ready = False  # connected, and whoever has to has caught up
         self.problem = "it was not reached yet"  # why it is not connected
         self.lost_at = reactor.seconds()
+        self.copies = cluster.replicas  # how many replicas had what was asked for last
         self.counters = {"reconnects": 0, "epochs": 0}
         self.clock: Callable[[float, float, float], None] = lambda sent, got, told: None
         self.on_ready: Callable[[], Awaitable[None]] = _nothing
@@ -119,8 +120,7 @@ class Link:
         :raise Doubtful: it may have been done.
         :raise RegistryError: Redis refuses it.
         """
-        if not self.connected:
-            raise Unreachable(f"{self.where} cannot be reached: {self.problem}")
+        self._check_connected()
         epoch = () if name == "enter" else (str(self.origin.epoch),)
         connection = self._connections[1 if firm else 0]
         try:
@@ -148,14 +148,33 @@ class Link:
         """
         if not self._cluster.replicas:
             return 0
-        if not self.connected:
-            raise Unreachable(f"{self.where} cannot be reached: {self.problem}")
+        self._check_connected()
         try:
-            replicas = str(self._cluster.replicas)
-            return int(await self._connections[1].execute_command("WAIT", replicas, str(COPY)))
+            words = ("WAIT", str(self._cluster.replicas), str(COPY))
+            self.copies = int(await self._connections[1].execute_command(*words))
         except (Lost, ResponseError) as problem:
             self._drop(str(problem))
             raise Unreachable(f"{self.where} was lost: {problem}") from None
+        return self.copies
+
+    async def replicas(self) -> int:
+        """How many replicas there are, whatever they have.
+
+        :raise RegistryError: that cannot be known now.
+        """
+        self._check_connected()
+        try:
+            _, _, replicas = await self._connections[0].role()
+        except Lost as problem:
+            self._drop(str(problem))
+            raise Unreachable(f"{self.where} was lost: {problem}") from None
+        except ResponseError as problem:
+            raise RegistryError(f"{self.where} refuses ROLE: {problem}") from None
+        return len(replicas)
+
+    def _check_connected(self) -> None:
+        if not self.connected:
+            raise Unreachable(f"{self.where} cannot be reached: {self.problem}")
 
     def publish(self, channel: str, text: str) -> None:
         """Tell all that listen on a channel of ours; nobody may hear it."""
