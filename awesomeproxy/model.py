@@ -470,6 +470,7 @@ class Ledger:
     bytes_moved: int = 0
     pause: float = 0.0  # from the hold to the release
     steps: Mapping[str, float] = field(default_factory=dict)  # name -> seconds
+    silent: tuple[str, ...] = ()  # nodes whose requests are not in these numbers
 
     def as_json(self) -> dict[str, Any]:
         """The ledger as plain JSON values."""

@@ -69,6 +69,7 @@ class Shared:
         self.registry._book = Book(self.store, time.time)
         self.nodes: dict[str, Fellow] = {}
         self.states: dict[str, Any] = {}
+        self.lives: dict[str, int] = {}
         self.silent: set[str] = set()  # who hears and says nothing
         self.reports: dict[tuple[str, int], dict[str, Report]] = {}
 
@@ -156,6 +157,7 @@ class Fellow:
     async def join(self) -> None:
         self._shared.nodes[self.node] = self
         self._shared.states[self.node] = "live"
+        self._shared.lives[self.node] = self._shared.lives.get(self.node, 0) + 1
         for observed in self._host.held():
             self.report(observed, {})
 
@@ -167,8 +169,9 @@ class Fellow:
         return time.time()
 
     def members(self) -> list[Member]:
+        lives = self._shared.lives
         return [
-            Member(name, 1, state, "hold", 10.0, 20.0 if state == "gone" else 0.0, "", "", 0.0)
+            Member(name, lives[name], state, "hold", 10.0, 20.0 * (state == "gone"), "", "", 0.0)
             for name, state in self._shared.states.items()
         ]
 

@@ -148,6 +148,11 @@ def test_a_ledger_lists_its_steps() -> None:
     ]
 
 
+def test_a_ledger_names_who_is_not_in_it() -> None:
+    text = render.ledger({**LEDGER, "silent": ["web2", "web3"]}, PLAIN)
+    assert text.splitlines()[4] == "  silent              web2, web3: not in these numbers"
+
+
 def test_a_plan_is_numbered() -> None:
     plan: dict[str, Any] = {
         "site": "blog",

@@ -226,6 +226,7 @@ async def test_a_migration_moves_a_site_on_all_nodes(tmp_path: Path) -> None:
         await client.answer()
         ledger = await moving
         assert (ledger.outcome, ledger.held, ledger.released) == ("done", 1, 1)
+        assert ledger.silent == ()
         assert (await waiting.answer()).status == 200
         await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on1")}, "the move")
         client.abort()
@@ -284,10 +285,12 @@ async def test_a_site_that_does_not_fit_a_node_is_held_there(tmp_path: Path) -> 
     await _with(tmp_path, test, always(OK))
 
 
-async def moving(nodes: Nodes, origins: list[Origin]) -> tuple[Deferred[Ledger], Wire, Wire]:
-    """A migration that ``web1`` has begun, and that waits for what is in flight at ``web2``."""
+async def moving(
+    nodes: Nodes, origins: list[Origin], at: str = "web2"
+) -> tuple[Deferred[Ledger], Wire, Wire]:
+    """A migration that ``web1`` has begun, and that waits for what is in flight at a node."""
     await defined(nodes, *origins)
-    client = await connect(nodes, "web2")
+    client = await connect(nodes, at)
     server = await origins[0].accept()
     migration = Deferred.fromCoroutine(
         nodes["web1"].migrating.migrate(
@@ -303,6 +306,31 @@ async def moving(nodes: Nodes, origins: list[Origin]) -> tuple[Deferred[Ledger],
     await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
     await eventually(lambda: nodes["web2"].migrating.owner_of("blog") == "web1", "the entry")
     return migration, client, server
+
+
+@pytest.mark.parametrize("how", ["gone", "started anew"])
+@twisted_test
+async def test_a_ledger_names_the_nodes_that_are_not_in_its_sums(how: str, tmp_path: Path) -> None:
+    """What a node has counted that ends meanwhile is lost."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        migration, client, server = await moving(nodes, origins, at="web1")
+        if how == "gone":
+            nodes.shared.silent.add("web2")
+            nodes.shared.become("web2", "gone")
+        else:
+            await nodes.stop("web2")
+            await nodes.start("web2")
+        server.write(OK)
+        await client.answer()
+        ledger = await migration
+        assert (ledger.outcome, ledger.silent) == ("done", ("web2",))
+        (entry,) = await nodes["web1"].registry.history("blog", 1)
+        assert entry.ledger is not None
+        assert entry.ledger["silent"] == ["web2"]
+        client.abort()
+
+    await _with(tmp_path, test, None, always(OK))
 
 
 @twisted_test

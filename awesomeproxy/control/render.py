@@ -259,12 +259,13 @@ def ledger(result: Json, style: Style) -> str:
         f"{clean(result['site'])}: {clean(result['source'])} -> {clean(result['target'])} "
         f"{style.state(clean(result['outcome']))} at generation {result['generation']}{reason}"
     )
-    moved = result.get("bytes_moved", 0)
+    moved, silent = result.get("bytes_moved", 0), ", ".join(result.get("silent", []))
     about = pairs(
         [
             ("held for", duration(result["pause"])),
             ("longest added wait", duration(result["longest_added_wait"])),
             ("requests", _counted(result)),
+            ("silent", f"{silent}: not in these numbers" if silent else ""),
             ("moved", size(moved) if moved else ""),
             *((step, f"{spent * 1000:.0f} ms") for step, spent in result["steps"].items()),
         ]

@@ -12,8 +12,9 @@ from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.model import Counters, Observed, Outcome, Placement
 from awesomeproxy.registry.interface import IRegistry
 
-# By node and site: the counters, and the longest wait of a request that went on, in seconds.
-Counted = Mapping[str, Mapping[str, tuple[Counters, float]]]
+# By site: the counters, and the longest wait of a request that went on, in seconds.
+Counts = Mapping[str, tuple[Counters, float]]
+Counted = Mapping[str, Counts]  # by node
 
 
 class Host(Protocol):
@@ -61,4 +62,4 @@ class Host(Protocol):
         """Break off what is in flight, on all nodes; fires with how much that was."""
 
     def counted(self, names: Sequence[str]) -> Deferred[Counted]:
-        """What has become of the requests of some, on each node; never fails."""
+        """What has become of the requests of some, on each node that says so; never fails."""

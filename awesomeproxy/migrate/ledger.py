@@ -1,4 +1,8 @@
-"""What a migration does to requests, counted on all nodes while it runs."""
+"""What a migration does to requests, counted on all nodes while it runs.
+
+Each node counts from its own start on, so what it has counted meanwhile is known of those that
+say it twice, and have not begun anew in between.  The others are named.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Literal
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
-from awesomeproxy.migrate.host import Counted, Host
+from awesomeproxy.cluster.interface import MEMBERS
+from awesomeproxy.migrate.host import Counted, Counts, Host
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.model import Counters, Ledger
 
@@ -20,10 +25,12 @@ class Account:
         self._host = host
         self._plan = plan
         self._names = tuple(member.name for member in plan.members if member.has_gate)
-        self._before: Deferred[Counted] | None = None
+        self._before: Deferred[Counted] = succeed({})
+        self._lives: Mapping[str, int] = {}
 
     def begin(self) -> None:
         """Count from now on.  Nobody waits until all nodes have said where they begin."""
+        self._lives = self._members()
         self._before = self._host.counted(self._names)
 
     async def ledger(
@@ -41,9 +48,11 @@ class Account:
         :param steps: seconds that each step took.
         """
         main = self._plan.main
-        before = {} if self._before is None else await self._before
-        self._before = None
-        counts = list(_since(before, await self._host.counted(self._names)))
+        before, after = await self._before, await self._host.counted(self._names)
+        lives = self._members()
+        stayed = {node for node, _ in self._lives.items() & lives.items()}
+        told = before.keys() & after.keys() & stayed
+        counts = [each for node in told for each in _since(before[node], after[node])]
         return Ledger(
             site=main.name,
             source=main.source,
@@ -56,15 +65,20 @@ class Account:
             bytes_moved=bytes_moved,
             pause=round(pause, 6),
             steps=dict(steps),
+            silent=tuple(sorted((self._lives.keys() | lives.keys()) - told)),
         )
 
+    def _members(self) -> dict[str, int]:
+        """The nodes that may have requests, with their lives."""
+        members = self._host.cluster.members()
+        return {member.name: member.life for member in members if member.state in MEMBERS}
 
-def _since(before: Counted, after: Counted) -> Iterator[tuple[Counters, float]]:
-    """What has come to it, and the longest wait, of each that was asked both times."""
-    for node, sites in after.items():
-        for name, (counters, wait) in sites.items():
-            if name in before.get(node, {}):
-                yield counters.since(before[node][name][0]), wait
+
+def _since(before: Counts, after: Counts) -> Iterator[tuple[Counters, float]]:
+    """What has come to it on a node, and the longest wait, of each that it has told twice."""
+    for name in before.keys() & after.keys():
+        (earlier, _), (counters, wait) = before[name], after[name]
+        yield counters.since(earlier), wait
 
 
 def _longest(counts: Sequence[tuple[Counters, float]]) -> float:
