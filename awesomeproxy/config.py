@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from awesomeproxy import addresses, consistency, model
 from awesomeproxy.clusters import CLUSTER
 from awesomeproxy.databases import DATABASE, SERVICE
-from awesomeproxy.endpoints import endpoint
+from awesomeproxy.endpoints import endpoint, optional_endpoint
 from awesomeproxy.migrate.steps import WHAT
 from awesomeproxy.model import Backend, Filesystem, Settings, Site
 from awesomeproxy.movers.kind import Kind
@@ -287,6 +287,7 @@ _NODE = Shape(
         "state_dir": addresses.absolute_path,
         "control": addresses.socket_path,
         "access_log": addresses.log_path,
+        "metrics": optional_endpoint,
         "drain_time": duration(zero=True),
         "max_connections": count(),
         "hold": Shape(dict[str, int], {"max_requests": count(), "max_bytes": size()}),

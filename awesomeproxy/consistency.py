@@ -111,7 +111,8 @@ def check_file(settings: Settings, spot: Spot) -> None:
 
 
 def _check_endpoints(settings: Settings, spot: Spot) -> None:
-    """No two listen at the same place, as far as that can be seen from what is written."""
+    """No two listen at the same place, as far as that can be seen from what is written; and
+    what is told at one can be."""
     taken = {listen.endpoint: "a [[listen]]" for listen in settings.listen}
     for name, database in settings.databases.items():
         owner = taken.setdefault(database.endpoint, f"the database {show(name)}")
@@ -120,6 +121,15 @@ def _check_endpoints(settings: Settings, spot: Spot) -> None:
             place.wrong(
                 f"{show(database.endpoint)} is that of {owner}; give one of them another port"
             )
+    place = spot.at("node").at("metrics")
+    if settings.metrics and settings.metrics in taken and not place.marred:
+        owner = taken[settings.metrics]
+        place.wrong(f"{show(settings.metrics)} is that of {owner}; give one of them another port")
+    if settings.metrics and find_spec("prometheus_client") is None:
+        place.wrong(
+            "is given, but the prometheus_client library is missing;"
+            " pip install 'awesomeproxy[metrics]'"
+        )
 
 
 def _check_certificates(settings: Settings, spot: Spot) -> None:

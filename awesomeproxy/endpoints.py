@@ -49,6 +49,11 @@ def endpoint(value: object) -> str:
     return text
 
 
+def optional_endpoint(value: object) -> str:
+    """The same, or empty."""
+    return "" if value == "" else endpoint(value)
+
+
 def _fault_of_endpoint(text: str, problem: Exception) -> str:
     """What an endpoint's own exception comes to, said of its text."""
     said = str(problem)

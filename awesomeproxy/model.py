@@ -575,3 +575,4 @@ class Settings:
     tls: Tls = Tls()
     acme: Acme | None = None
     cluster: Cluster | None = None
+    metrics: str = ""  # the endpoint of the metrics page; empty: there is none

@@ -68,6 +68,11 @@ class Moves:
         """The migration that has to do with ``name`` now."""
         return self._running.get(name)
 
+    @property
+    def count(self) -> int:
+        """How many of them run."""
+        return len(self._all())
+
     def _all(self) -> list[Migration]:
         return list(dict.fromkeys(self._running.values()))
 

@@ -15,6 +15,7 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
+    Iterator,
     Mapping,
     MutableMapping,
     Sequence,
@@ -47,6 +48,7 @@ from awesomeproxy.files import RESERVED, affordable, open_files
 from awesomeproxy.following import Change, Following
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.joining import Surroundings
+from awesomeproxy.metrics.listening import Listening
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import read
@@ -145,6 +147,7 @@ class Node:
         self._orphans: dict[int, IDelayedCall] = {}
         self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
+        self._metrics = Listening(reactor, self._families)
         self.stopping = False
 
     def __repr__(self) -> str:
@@ -218,6 +221,8 @@ class Node:
         self.moves.take_up(left)
         self.residence.begin()
         self._control = await listen_control(settings.control)
+        async with self._metrics.at(settings.metrics) as take:
+            take()
         await self.plane.listen(settings.listen, settings.databases.values())
         for name in settings.databases:
             if self.placements[DATABASE + name].mode is Mode.OPEN:
@@ -305,6 +310,8 @@ class Node:
             await self.plane.stop(self.settings.drain_time)
         self._on_change.fire_all(Outcome.REFUSED)
         self.pauses.forget_expiries()
+        async with self._metrics.at("") as take:
+            take()
         if self._control is not None:
             await maybeDeferred(self._control.stopListening)
         if hasattr(self, "registry"):
@@ -406,9 +413,13 @@ class Node:
             await self.place(sites.values())
             await self._place_filesystems(settings)
             await self.place(settings.databases.values())
-            async with self.certifying.reading(settings.tls) as take:
+            async with (
+                self.certifying.reading(settings.tls) as take,
+                self._metrics.at(settings.metrics) as move_metrics,
+            ):
                 self.plane.access_log.reopen()
                 await self.plane.listen(settings.listen, settings.databases.values())
+                move_metrics()
                 before, self.misfits = self.misfits, misfits
                 result, known = self._take_over(settings, sites, take())
                 for name in (before.keys() ^ misfits.keys()) & self.sites.keys():
@@ -824,6 +835,11 @@ class Node:
     def emit(self, **event: Any) -> None:
         """Tell everybody who watches."""
         self.watching.emit(**event)
+
+    def _families(self) -> Iterator[Any]:
+        from awesomeproxy.metrics.families import families  # not above: its library is an extra
+
+        return families(self)
 
     def _everything(self) -> list[Observed]:
         names = (*self.sites, *(DATABASE + name for name in self.databases))

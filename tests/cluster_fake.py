@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from plane_stage import reactor
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -129,6 +129,7 @@ class Fellow:
 
     alone = False
     identity = "fake"
+    counters: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self, shared: Shared, registry: FollowedRegistry, node: Node) -> None:
         self._shared = shared

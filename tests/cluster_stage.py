@@ -30,6 +30,7 @@ BACKENDS = ("old", "new")
 LEASE = 3.0  # seconds
 REDIS = 6379
 SENTINEL = 26379
+METRICS = 9180  # port of the nodes' metrics pages
 MASTER = "awesomeproxy"
 HERE = Path(__file__).parent
 
@@ -172,7 +173,8 @@ class Cluster:
         node.space.plug(self.registry, number, to_registry)
         node.host = node.space.plug(self.data, number, to_data)
         node.inside = node.space.inside
-        node.configure(node=f"{self._table()}\n{self.more}")
+        metrics = f'metrics = "tcp:{METRICS}:interface={node.host}"'
+        node.configure(node=f"{metrics}\n{self._table()}\n{self.more}")
         self.nodes[name] = node
         return node
 

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cluster_stage import LEASE, MASTER, Cluster, RedisServer, a_cluster, a_fixture
+from cluster_stage import LEASE, MASTER, METRICS, Cluster, RedisServer, a_cluster, a_fixture
 from daemon_stage import Failed, twisted_fixture, twisted_test
 from fault_stage import sleep
+from metrics_stage import told_at
 from stage_waiting import until, until_async
 from test_cluster_nodes import LATER, SOON
 
@@ -87,8 +88,16 @@ async def test_without_it_nodes_serve_on_and_no_pause_completes(cluster: Cluster
         await cluster.pause(web1, "blog", timeout=SOON)
     await sleep(30.0)
     await cluster.flows()
+    told = await told_at(METRICS, web1.host)
+    assert told["registry_up"] == told["pause_possible"] == told["withheld"] == 0
+    assert told["registry_lost_seconds"] >= 20
     redis.signal(signal.SIGCONT)
     await agree(cluster)
+    told = await told_at(METRICS, web1.host)
+    assert told["registry_up"] == told["pause_possible"] == 1
+    assert told["registry_lost_seconds"] == 0
+    assert told["registry_reconnects_total"] >= 1
+    assert told["cluster_nodes{state=live}"] == 3
     assert await cluster.settled("blog") == "old"
     await cluster.flows()
     await cluster.passes()
@@ -109,6 +118,8 @@ async def test_without_it_nodes_that_hold_do_so_until_it_is_back(holding: Cluste
 
         await until_async(held, f"requests held by {node.name}")
     await sleep(2 * LEASE)
+    for node in holding.nodes.values():
+        assert (await told_at(METRICS, node.host))["withheld"] == 1
     redis.signal(signal.SIGCONT)
     await agree(holding)
     await holding.flows()

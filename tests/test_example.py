@@ -39,7 +39,10 @@ HEADER = re.compile(r"^#(?=\[)", re.MULTILINE)
 BACKENDS = "[databases.shop.backends.old]"
 OPTIONAL = re.compile(r"^#(?=[a-z0-9_.]+ = )", re.MULTILINE)
 DEFAULT = config.parse(EXAMPLE, "example")
-NODE = ["name", "state_dir", "control", "access_log", "drain_time", "max_connections", "hold"]
+NODE = [
+    *("name", "state_dir", "control", "access_log", "metrics", "drain_time", "max_connections"),
+    "hold",
+]
 
 
 def uncommented(at: int | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -46,6 +47,7 @@ class Alone:
 
     alone = True
     identity = ""
+    counters: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, host: Host, node: str) -> None:
         """

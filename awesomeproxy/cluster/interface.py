@@ -55,6 +55,7 @@ class ICluster(Interface):
     node: str = Attribute("This node's name.")
     alone: bool = Attribute("Whether there can be no others.")
     identity: str = Attribute("What no other cluster is called; empty if alone.")
+    counters: Mapping[str, int] = Attribute("What has happened to this node's membership.")
 
     def join() -> Awaitable[None]:
         """Become a member; fires when all that is held and drained has been reported."""

@@ -251,6 +251,11 @@ class LiveDatabase:
             self._was_drained = True
             self.plane.changed(self.name)
 
+    @property
+    def in_flight(self) -> int:
+        """Connections that have passed the gate and not ended."""
+        return sum(live.gate.in_flight for live in self._all())
+
     def observed(self) -> Observed:
         """What there is to report; the words are those for sites."""
         gate = self.gate
@@ -264,7 +269,7 @@ class LiveDatabase:
             backend=self.placement.backend,
             mode=Mode.HOLDING if gate.holding else Mode.OPEN,
             state=gate.state,
-            in_flight=sum(live.gate.in_flight for live in every),
+            in_flight=self.in_flight,
             held=gate.waiting,
             tunnels=sum(pipe.tunnel for live in every for pipe in live.pipes),
             connections=sum(len(live.links) for live in every),

@@ -268,6 +268,11 @@ class LiveSite:
             self.backend.close_idle()
         self.check_drained()
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that have passed the gate and not ended."""
+        return sum(live.gate.in_flight for live in self._all())
+
     def observed(self) -> Observed:
         """What there is to report."""
         gate = self.gate
@@ -280,7 +285,7 @@ class LiveSite:
             backend=self.placement.backend,
             mode=Mode.HOLDING if gate.holding else Mode.OPEN,
             state=gate.state,
-            in_flight=sum(live.gate.in_flight for live in every),
+            in_flight=self.in_flight,
             held=gate.waiting,
             held_bytes=gate.waiting_bytes,
             tunnels=sum(len(live.tunnels) for live in every),
