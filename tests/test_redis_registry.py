@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cluster_stage import Cluster as Stage
 from pytest_twisted import ensureDeferred  # type: ignore[import-untyped]
 from redis_stage import Redis, Watched, free_port, redis, watched
+from space_stage import Bridge
 from stage_waiting import until
 from tls_stage import Authority
 from twisted.internet import reactor
@@ -21,6 +23,7 @@ from awesomeproxy.model import Cluster, Mode, Placement
 from awesomeproxy.registry.interface import Busy, Conflict, Superseded, Unreachable
 from awesomeproxy.registry.redis import RedisRegistry
 from awesomeproxy.registry.view import EPOCH
+from bench.cable import ip
 
 BLOG = Placement("blog", "web1")
 HOLD = replace(BLOG, mode=Mode.HOLDING)
@@ -150,6 +153,26 @@ async def test_who_has_heard_nothing_begins_no_second_migration(
         with pytest.raises(Busy) as caught:
             await two.begin("blog", "web1", "web3", HOLD, 2)
         assert caught.value.entry == entry
+
+
+@ensureDeferred
+async def test_a_connection_that_only_listens_is_missed(tmp_path: Path) -> None:
+    """Nothing is sent on it that could fail when something on the way has forgotten it."""
+    stage = Stage(tmp_path, Bridge.lay(), Bridge.lay())
+    try:
+        server = stage.add_redis()
+        server.start()
+        await server.answers()
+        cluster = Cluster(((server.address, server.port),), prefix="test", lease=3.0)
+        async with nodes(tmp_path, cluster, count=1) as (one,):
+            told = server.command("client", "list", "type", "pubsub")
+            (port,) = re.findall(r"\baddr=[^ ]*:(\d+) ", told)
+            lost = ("ipproto", "tcp", "dport", port, "blackhole")
+            ip("-n", server.space.name, "rule", "add", "pref", "1", *lost)
+            await until(lambda: one.link.counters["reconnects"], "the loss of the connection")
+            await until(lambda: one.link.ready)
+    finally:
+        await stage.close()
 
 
 @ensureDeferred

@@ -35,6 +35,7 @@ from awesomeproxy.registry.master import (
     Refused,
     authenticate,
     password,
+    watch,
 )
 from awesomeproxy.registry.scripts import NAMES, WRITES, digest, script
 
@@ -222,6 +223,7 @@ class Link:
             connection: Any = await endpoint.connect(Connections(kind))
             self._connections.append(connection)
             connection.whenDisconnected().addCallback(self._disconnected)
+            watch(connection, self._cluster.lease)
             await authenticate(connection, self._cluster.user, word)
             if kind is Hearing:
                 connection.messageReceived = self._heard

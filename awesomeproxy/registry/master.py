@@ -7,6 +7,7 @@ not answer; what has to be asked is one question, and it is asked of all of them
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from awesomeproxy.model import Cluster
 
 CONNECT = 2.0  # seconds that a connection may take
 SENTINEL = 2.0  # seconds that a Sentinel may take to answer
+# Of a lease: for how long what was sent may be unacknowledged, or nothing may be heard.  Beats
+# are sent every fifth of one, so a cable that is cut is noticed after 0.7 at the latest, even
+# if the lease is shorter than the time that a reply may take.
+DEAF = 0.5
+PROBES = 2  # that the kernel sends in this time, where nothing else is sent
 
 
 class Refused(Exception):
@@ -53,6 +59,23 @@ async def authenticate(connection: RedisProtocol, user: str, word: str) -> None:
         await (connection.auth(word, user) if user else connection.auth(word))
     except ResponseError as problem:
         raise Refused(f"it refuses user {user or 'default'}: {problem}") from None
+
+
+def watch(connection: RedisProtocol, lease: float) -> None:
+    """Have the kernel end a connection when the other side does not acknowledge any more.
+
+    Else one to be told on, where nothing is ever asked, would stay as it is when a firewall
+    has forgotten it; and this node would not hear what it is asked.
+
+    :param lease: in seconds.
+    """
+    deaf = DEAF * lease
+    every = max(1, int(deaf / PROBES))
+    sock: socket.socket = connection.transport.socket
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, every)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * deaf))
 
 
 class Master:
