@@ -18,7 +18,7 @@ import pytest
 from daemon_stage import Load, free_ports
 from mariadb_stage import SMALL, install
 from php_stage import USER, Website
-from servers_stage import Server, Servers
+from servers_stage import Server, Servers, backends, tables
 from stage_waiting import until
 from zfs_stage import START
 
@@ -26,7 +26,6 @@ HERE = Path(__file__).parent
 MARIADBD = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
 SIZE = 96 << 20  # bytes of a pool
 _CLIENT = ("mariadb", "--no-defaults", "--socket=/srv/db/socket", "--batch", "--skip-column-names")
-_ACTS = ("start", "stop")
 _NUMBERS = count(1)
 
 
@@ -138,42 +137,13 @@ class Blog:
         return [str(HERE / "service.sh"), act, "/srv/web/service.pid", "", *fpm]
 
     def tables(self) -> str:
-        lines = [
-            "[filesystems.blog]",
-            'mover = "zfs"',
-            'node = "one"',
-            "[databases.blog]",
-            f'endpoint = "tcp:{self.port}"',
-            'protocol = "mysql"',
-            'mover = "mariadb"',
-            'backend = "one"',
-            'options.method = "replicate"',
-            "drain.grace = 0.1",
-            "[sites.blog]",
-            'hosts = ["blog.test"]',
-            'backend = "one"',
-            'filesystem = "blog"',
-            'uses = ["blog"]',
-        ]
+        how = ('protocol = "mysql"', 'mover = "mariadb"', 'options.method = "replicate"')
+        lines = [tables("blog", 'mover = "zfs"', self.port, *how)]
         for server in self.servers.both:
-            quoted = {act: str(self.service(server, act)).replace("'", '"') for act in _ACTS}
-            lines += [
-                f"[filesystems.blog.on.{server.name}]",
-                f'dataset = "{server.name}/blog"',
-                'path = "/srv/blog"',
-                f"[databases.blog.backends.{server.name}]",
-                f'server = "tcp://{server.address}:3306"',
-                f'node = "{server.name}"',
-                f"[databases.blog.backends.{server.name}.place]",
-                'database = "blog"',
-                'socket = "/srv/db/socket"',
-                f'replication = {{ host = "{server.address}" }}',
-                f"[sites.blog.backends.{server.name}]",
-                f'servers = ["http://{server.address}:8000"]',
-                f'node = "{server.name}"',
-                'health = { path = "/health", interval = "1s" }',
-                *(f"service.{act} = {words}" for act, words in quoted.items()),
-            ]
+            files = f'dataset = "{server.name}/blog"\npath = "/srv/blog"'
+            place = ('socket = "/srv/db/socket"', f'replication.host = "{server.address}"')
+            service = {act: self.service(server, act) for act in ("start", "stop")}
+            lines.append(backends("blog", server, files, 3306, service, *place))
         return "\n".join(lines)
 
     def paint(self, server: Server) -> None:

@@ -11,13 +11,14 @@ Nobody's ``~/.bashrc`` is read for a command there, which can take longer than t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,6 +195,43 @@ class Servers:
             f'[nodes.{each.name}]\nssh = "{each.name}"\nconfig = "{self.keys}/ssh_config"'
             for each in self.both
         )
+
+
+def tables(name: str, filesystem: str, port: int, *database: str) -> str:
+    """A site with a filesystem and a database that are called as it is, on the first server.
+
+    :param port: of the database's listener.
+    """
+    return "\n".join(
+        [
+            f'[filesystems.{name}]\nnode = "one"\n{filesystem}',
+            f'[databases.{name}]\nendpoint = "tcp:{port}"\nbackend = "one"\ndrain.grace = 0.1',
+            *database,
+            f'[sites.{name}]\nhosts = ["blog.test"]\nbackend = "one"',
+            f'filesystem = "{name}"\nuses = ["{name}"]',
+        ]
+    )
+
+
+def backends(
+    name: str, server: Server, files: str, port: int, service: Mapping[str, list[str]], *place: str
+) -> str:
+    """The same on one of both servers.
+
+    :param port: of the database's server.
+    """
+    backend, node = f"backends.{server.name}", f'node = "{server.name}"'
+    return "\n".join(
+        [
+            f"[filesystems.{name}.on.{server.name}]\n{files}",
+            f'[databases.{name}.{backend}]\nserver = "tcp://{server.address}:{port}"\n{node}',
+            f'[databases.{name}.{backend}.place]\ndatabase = "{name}"',
+            *place,
+            f'[sites.{name}.{backend}]\nservers = ["http://{server.address}:8000"]\n{node}',
+            'health = { path = "/health", interval = "1s" }',
+            *(f"service.{act} = {json.dumps(words)}" for act, words in service.items()),
+        ]
+    )
 
 
 async def two_servers(tmp_path: Path) -> AsyncIterator[Servers]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from daemon_stage import Load, free_ports
 from postgres_stage import PROGRAMS, USER
-from servers_stage import Server, Servers
+from servers_stage import Server, Servers, backends, tables
 from stage_waiting import until
 
 HERE = Path(__file__).parent
@@ -104,42 +104,13 @@ class Shop:
         return [str(HERE / "service.sh"), *words]
 
     def tables(self, method: str) -> str:
-        lines = [
-            "[filesystems.shop]",
-            'mover = "rsync"',
-            'node = "one"',
-            'on.one.path = "/srv/www/shop"',
-            'on.two.path = "/srv/www/shop"',
-            "[databases.shop]",
-            f'endpoint = "tcp:{self.port}"',
-            'protocol = "postgres"',
-            'mover = "postgres"',
-            'backend = "one"',
-            f'options.method = "{method}"',
-            "drain.grace = 0.1",
-            "[sites.shop]",
-            'hosts = ["blog.test"]',
-            'backend = "one"',
-            'filesystem = "shop"',
-            'uses = ["shop"]',
-        ]
+        how = ('protocol = "postgres"', 'mover = "postgres"', f'options.method = "{method}"')
+        lines = [tables("shop", 'mover = "rsync"', self.port, *how)]
         for server in self.servers.both:
-            quoted = {act: str(self.service(server, act)).replace("'", '"') for act in _ACTS}
             conninfo = f"host={server.address} user={USER} dbname=shop"
-            lines += [
-                f"[databases.shop.backends.{server.name}]",
-                f'server = "tcp://{server.address}:5432"',
-                f'node = "{server.name}"',
-                f"[databases.shop.backends.{server.name}.place]",
-                'database = "shop"',
-                'socket = "/srv/pg"',
-                f'conninfo = "{conninfo}"',
-                f"[sites.shop.backends.{server.name}]",
-                f'servers = ["http://{server.address}:8000"]',
-                f'node = "{server.name}"',
-                'health = { path = "/health", interval = "1s" }',
-                *(f"service.{act} = {words}" for act, words in quoted.items()),
-            ]
+            place = ('socket = "/srv/pg"', f'conninfo = "{conninfo}"')
+            service = {act: self.service(server, act) for act in ("start", "stop")}
+            lines.append(backends("shop", server, 'path = "/srv/www/shop"', 5432, service, *place))
         return "\n".join(lines)
 
     def rows(self, server: Server) -> Counter[int]:
@@ -149,9 +120,6 @@ class Shop:
     def files(self, server: Server) -> set[int]:
         """The files that are there."""
         return set(map(int, server.run("ls", "/srv/www/shop/orders").split()))
-
-
-_ACTS = ("start", "stop")
 
 
 async def passes(shop: Shop, load: Load, server: Server) -> None:
