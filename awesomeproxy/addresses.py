@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from sys import intern
 from typing import Literal, NamedTuple, cast
 
 from awesomeproxy.model import DATABASE, Network, Server
@@ -176,9 +177,9 @@ def server(value: object) -> Server:
     except ValueError as fault:
         raise ValueError(f"{show(url)} is not a server: {fault}; {_A_SERVER}") from None
     port = port or _PORTS[scheme]
-    authority = f"[{host}]" if ":" in host else host
-    known = cast(Literal["http", "https", "h2", "h2c"], scheme)
-    return Server(url=f"{scheme}://{authority}:{port}", scheme=known, host=host, port=port)
+    # One text for all servers: there may be very many.
+    known = cast(Literal["http", "https", "h2", "h2c"], intern(scheme))
+    return Server(known, host, port)
 
 
 def _unix(url: str) -> Server:
@@ -186,7 +187,7 @@ def _unix(url: str) -> Server:
         path = socket_path(url.removeprefix("unix:"))
     except ValueError as fault:
         raise ValueError(f"{show(url)} has a bad path: {fault}") from None
-    return Server(url=url, scheme="unix", path=path)
+    return Server("unix", path=path)
 
 
 def database_server(value: object) -> Server:
@@ -204,8 +205,7 @@ def database_server(value: object) -> Server:
         raise ValueError(
             f"{show(url)} is not the server of a database: {fault}; {_A_DATABASE}"
         ) from None
-    authority = f"[{host}]" if ":" in host else host
-    return Server(url=f"tcp://{authority}:{port}", scheme="tcp", host=host, port=port)
+    return Server("tcp", host, port)
 
 
 class RedisServer(NamedTuple):

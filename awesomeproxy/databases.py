@@ -56,7 +56,7 @@ def check_pgbouncer(pgbouncer: PgBouncer, spot: Spot) -> None:
         )
 
 
-_NOWHERE = model.Server("tcp://nowhere:1", "tcp", "nowhere", 1)
+_NOWHERE = model.Server("tcp", "nowhere", 1)
 
 SERVICE = Shape(
     model.Service,

@@ -8,6 +8,7 @@ parser raises is meant for programmers; it is put into words here.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from awesomeproxy.addresses import socket_path, text_of
 from awesomeproxy.quantities import show
@@ -26,9 +27,8 @@ def endpoint(value: object) -> str:
     # Here, not above: most who read a configuration or a command have no need of Twisted.
     from twisted.internet.endpoints import serverFromString
     from twisted.internet.protocol import Factory
-    from twisted.internet.testing import MemoryReactorClock
 
-    reactor = MemoryReactorClock()  # type: ignore[no-untyped-call]
+    reactor = _Reactor()
     try:
         found = serverFromString(reactor, text)  # type: ignore[no-untyped-call]
     except Exception as problem:  # each kind of endpoint, plugins included, raises its own
@@ -38,12 +38,11 @@ def endpoint(value: object) -> str:
     # means than the reactor (an inherited descriptor, standard input) must not do so here.
     if text.partition(":")[0].lower() in ("tcp", "tcp6", "ssl", "unix"):
         found.listen(Factory())
-    for port, *_ in reactor.tcpServers + reactor.sslServers:
-        if not 0 <= port < 65536:
-            raise ValueError(f"{show(text)} has no port from 0 to 65535; {_AN_ENDPOINT}")
-    for path, *_ in reactor.unixServers:
+    if reactor.port is not None and not 0 <= reactor.port < 65536:
+        raise ValueError(f"{show(text)} has no port from 0 to 65535; {_AN_ENDPOINT}")
+    if reactor.path is not None:
         try:
-            socket_path(path)
+            socket_path(reactor.path)
         except ValueError as problem:
             raise ValueError(f"{show(text)} has a bad path: {problem}") from None
     return text
@@ -52,6 +51,25 @@ def endpoint(value: object) -> str:
 def optional_endpoint(value: object) -> str:
     """The same, or empty."""
     return "" if value == "" else endpoint(value)
+
+
+class _Reactor:
+    """Notes what it is asked to listen on.
+
+    Twisted has one like it for tests, which brings its test runner along: a megabyte.
+    """
+
+    def __init__(self) -> None:
+        self.port: int | None = None
+        self.path: object = None
+
+    def listenTCP(self, port: int, *args: Any, **more: Any) -> None:
+        self.port = port
+
+    listenSSL = listenTCP
+
+    def listenUNIX(self, address: object, *args: Any, **more: Any) -> None:
+        self.path = address
 
 
 def _fault_of_endpoint(text: str, problem: Exception) -> str:

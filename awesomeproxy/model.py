@@ -51,11 +51,18 @@ class Server:
     that of a database.
     """
 
-    url: str
     scheme: Literal["http", "https", "h2", "h2c", "unix", "tcp"]
     host: str = ""
     port: int = 0
     path: str = ""
+
+    @property
+    def url(self) -> str:
+        """All of it, as in a configuration."""
+        if self.scheme == "unix":
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
 
     @property
     def tls(self) -> bool:

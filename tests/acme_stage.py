@@ -34,7 +34,7 @@ from awesomeproxy.model import Acme, Backend, Server, Site, SiteTls
 
 PEBBLE = shutil.which("pebble") or "pebble (install Debian's package of that name)"
 CHALLENGE = b"/.well-known/acme-challenge/"
-ORIGIN = Backend("one", (Server("http://127.0.0.1:9", "http", "127.0.0.1", 9),))
+ORIGIN = Backend("one", (Server("http", "127.0.0.1", 9),))
 
 
 def a_site(name: str = "blog", *hosts: str, acme: bool = True) -> Site:

@@ -43,7 +43,7 @@ MORE = {
 MISTAKES = (HERE / "config_mistakes.txt").read_text("utf-8")
 OFTEN = dict(re.findall("^(<[A-Z_0-9]+>) (.*)", MISTAKES, re.MULTILINE))
 
-OLD = Server("http://10.0.0.1:8080", "http", "10.0.0.1", 8080)
+OLD = Server("http", "10.0.0.1", 8080)
 SITE = Site("a", ("a.example",), "old", {"old": Backend("old", (OLD,))})
 SETTINGS = Settings(
     name="node1",

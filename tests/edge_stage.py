@@ -168,7 +168,7 @@ class SecureOrigin(Origin):
 
     def at(self, scheme: Any = "https", host: str = "127.0.0.1") -> Server:
         """Its address, under one of those it may be known by."""
-        return Server(f"{scheme}://{host}:{self.number}", scheme, host, self.number)
+        return Server(scheme, host, self.number)
 
 
 @contextlib.asynccontextmanager
@@ -298,7 +298,7 @@ async def answering_http2(wire: Wire) -> None:
 
 def h2c(origin: Origin) -> Server:
     """A server that speaks HTTP/2 without TLS."""
-    return Server(f"h2c://127.0.0.1:{origin.number}", "h2c", "127.0.0.1", origin.number)
+    return Server("h2c", "127.0.0.1", origin.number)
 
 
 async def gone(wire: Wire) -> None:

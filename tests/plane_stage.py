@@ -267,7 +267,7 @@ class Origin(Factory):
 
     @property
     def server(self) -> Server:
-        return Server(f"http://127.0.0.1:{self.number}", "http", "127.0.0.1", self.number)
+        return Server("http", "127.0.0.1", self.number)
 
 
 def _only_lost(failure: Failure) -> None:

@@ -44,7 +44,7 @@ def a_site(name: str, *nodes: str, filesystem: str = "data") -> Site:
 
 def a_database(name: str, *nodes: str) -> Database:
     """The same, a database."""
-    server = Server("tcp://127.0.0.1:1", "tcp", "127.0.0.1", 1)
+    server = Server("tcp", "127.0.0.1", 1)
     backends = {f"on-{node}": DatabaseBackend(f"on-{node}", server, node=node) for node in nodes}
     return Database(name, "tcp:1", f"on-{nodes[0]}", backends, filesystem="data")
 

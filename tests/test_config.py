@@ -281,22 +281,23 @@ def test_sizes_are_bytes(written: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "server"),
+    ("url", "server", "spelt"),
     [
-        ("http://10.0.0.1:8080", OLD),
-        ("http://App_1.Example", Server("http://app_1.example:80", "http", "app_1.example", 80)),
-        ("HTTP://a:1", Server("http://a:1", "http", "a", 1)),
-        ("http://[::1]:81", Server("http://[::1]:81", "http", "::1", 81)),
-        ("https://a", Server("https://a:443", "https", "a", 443)),
-        ("H2://a", Server("h2://a:443", "h2", "a", 443)),
-        ("h2c://[::1]", Server("h2c://[::1]:80", "h2c", "::1", 80)),
-        ("http://[0:0::1]", Server("http://[::1]:80", "http", "::1", 80)),
-        ("unix:/run/app.sock", Server("unix:/run/app.sock", "unix", path="/run/app.sock")),
+        ("http://10.0.0.1:8080", OLD, "http://10.0.0.1:8080"),
+        ("http://App_1.Example", Server("http", "app_1.example", 80), "http://app_1.example:80"),
+        ("HTTP://a:1", Server("http", "a", 1), "http://a:1"),
+        ("http://[::1]:81", Server("http", "::1", 81), "http://[::1]:81"),
+        ("https://a", Server("https", "a", 443), "https://a:443"),
+        ("H2://a", Server("h2", "a", 443), "h2://a:443"),
+        ("h2c://[::1]", Server("h2c", "::1", 80), "h2c://[::1]:80"),
+        ("http://[0:0::1]", Server("http", "::1", 80), "http://[::1]:80"),
+        ("unix:/run/app.sock", Server("unix", path="/run/app.sock"), "unix:/run/app.sock"),
     ],
 )
-def test_servers_have_one_spelling(url: str, server: Server) -> None:
+def test_servers_have_one_spelling(url: str, server: Server, spelt: str) -> None:
     """A server's URL is lower case, and has its port."""
     assert config.backend_from_table("b", {"servers": [url]}, "f.toml").servers == (server,)
+    assert str(server) == server.url == spelt
 
 
 @pytest.mark.parametrize(
@@ -419,7 +420,7 @@ def test_every_key_gets_where_it_belongs() -> None:
     """
     y = Backend(
         name="y",
-        servers=(Server("https://y:443", "https", "y", 443), Server("unix:/y", "unix", path="/y")),
+        servers=(Server("https", "y", 443), Server("unix", path="/y")),
         balance="least_connections",
         health=HealthCheck("/up?deep=1", "h.example:8080", 32, 33, 34, 35, (200, 200)),
         max_fails=28,
@@ -429,8 +430,8 @@ def test_every_key_gets_where_it_belongs() -> None:
         tls=model.ServerTls(True, "/ca", "y.example", "sni.example", "/us.pem", "/us.key"),
         send_proxy="v2",
     )
-    x = Backend("x", (Server("http://x:80", "http", "x", 80),))
-    z = Backend("z", (Server("https://z:443", "https", "z", 443),), tls=model.ServerTls(False))
+    x = Backend("x", (Server("http", "x", 80),))
+    z = Backend("z", (Server("https", "z", 443),), tls=model.ServerTls(False))
     site = Site(
         name="a",
         hosts=("a.example", "b.example"),

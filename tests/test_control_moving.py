@@ -437,5 +437,5 @@ async def awake(bouncer: Process) -> bool:
 
 
 def settings(bouncer: Process) -> model.PgBouncer:
-    server = model.Server(f"tcp://{HOST}:{bouncer.port}", "tcp", HOST, bouncer.port)
+    server = model.Server("tcp", HOST, bouncer.port)
     return model.PgBouncer(server, "shop")

@@ -155,7 +155,7 @@ async def stage(protocol: Any = "tcp", **more: Any) -> AsyncIterator[Stage]:
 
 
 def server_of(origin: Origin) -> Server:
-    return Server(f"tcp://127.0.0.1:{origin.number}", "tcp", "127.0.0.1", origin.number)
+    return Server("tcp", "127.0.0.1", origin.number)
 
 
 # ---- Passing on ------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def others_or_less(server: Process) -> bool:
 async def test_who_has_waited_too_long_is_told_so_in_words(postgres: Process) -> None:
     """When the server does not come back in time, psycopg gets an error it understands."""
     nowhere = {
-        name: type(backend)(name, Server("tcp://127.0.0.1:1", "tcp", HOST, 1))
+        name: type(backend)(name, Server("tcp", HOST, 1))
         for name, backend in postgres.backends.items()
     }
     async with wire(postgres, "postgres", retry=DatabaseRetry(budget=0.3)) as on:
@@ -351,7 +351,7 @@ async def until_tls(where: str) -> None:
 
 def console(bouncer: Process, database: str = "shop") -> PgBouncer:
     """Its admin console, at its Unix socket."""
-    address = Server(f"unix:{bouncer.socket}", "unix", path=str(bouncer.socket))
+    address = Server("unix", path=str(bouncer.socket))
     return PgBouncer(Shell(reactor, Reach("here")), Settings(address, database))
 
 
@@ -405,7 +405,7 @@ async def test_the_console_is_reached_over_tcp_with_a_password(
     """The password is in a file as ~/.pgpass is; without it nobody is asked for one."""
     async with wire(postgres, "postgres") as on:
         with a_pgbouncer(on.port, "se:same", auth_type="md5") as bouncer:
-            address = Server(f"tcp://{HOST}:{bouncer.port}", "tcp", HOST, bouncer.port)
+            address = Server("tcp", HOST, bouncer.port)
             shell = Shell(reactor, Reach("here"))
             with pytest.raises(MoverError, match="no password supplied"):
                 await PgBouncer(shell, Settings(address, "shop")).pause(5.0)

@@ -90,7 +90,7 @@ class Called:
         self.time = OwnTime()
         self.accepting = accepting
         self.calls: list[Call] = []
-        self.server = Server(f"https://127.0.0.1:{port}", "https", "127.0.0.1", port)
+        self.server = Server("https", "127.0.0.1", port)
         self.tls = ServerTls(ca_file=str(authority.ca_file), name=NAME)
 
     @property

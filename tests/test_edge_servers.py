@@ -213,7 +213,7 @@ async def test_a_server_that_does_not_answer_a_handshake_is_given_up(authority: 
     """The time to connect includes the handshake."""
     deaf = Origin(None)
     async with listening(deaf):
-        server = Server(f"https://127.0.0.1:{deaf.number}", "https", "127.0.0.1", deaf.number)
+        server = Server("https", "127.0.0.1", deaf.number)
         async with stage(None, backend={"servers": (server,)}) as s:
             client = await s.connect(GET)
             await eventually(lambda: any(wire.all for wire in deaf.wires), "a handshake")

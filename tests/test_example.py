@@ -132,11 +132,12 @@ def test_the_database_of_the_example_shows_all_keys_with_their_defaults() -> Non
         assert set(table) == {field.name for field in fields(of)} - others, of
     alone = text.partition("[databases.shop.pgbouncer]")[0] + text[text.index(BACKENDS) :]
     read = config.parse(alone + EXAMPLE, "f.toml").databases["shop"]
-    server = model.Server("tcp://10.0.0.1:5432", "tcp", "10.0.0.1", 5432)
+    server = model.Server("tcp", "10.0.0.1", 5432)
     backends = {"old": model.DatabaseBackend("old", server)}
     assert read == model.Database("shop", shown["endpoint"], "old", backends)
     via = text.replace('via = ""', 'via = "pgbouncer"').replace('"tcp"', '"postgres"')
-    address = model.Server(bouncer["address"], "unix", path="/run/postgresql/.s.PGSQL.6432")
+    address = model.Server("unix", path="/run/postgresql/.s.PGSQL.6432")
+    assert address.url == bouncer["address"]
     through = config.parse(via + EXAMPLE, "f.toml").databases["shop"].pgbouncer
     assert through == model.PgBouncer(address, "shop")
 

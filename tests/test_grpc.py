@@ -97,7 +97,7 @@ def serving() -> Iterator[tuple[Service, int]]:
 async def calling() -> AsyncIterator[tuple[Stage, Service, Any]]:
     """The proxy in front of a gRPC server, and a client's channel to it."""
     with serving() as (service, port):
-        server = Server(f"h2c://127.0.0.1:{port}", "h2c", "127.0.0.1", port)
+        server = Server("h2c", "127.0.0.1", port)
         async with stage(listen=LISTEN, backend={"servers": (server,)}) as on:
             # Calls wait for the server's threads, so time is the clock's own, not the test's.
             channel = grpc.insecure_channel(

@@ -280,7 +280,7 @@ def test_health_checks_that_begin_together_are_spread_over_their_interval() -> N
     clock = Clock()
     site: Any = SimpleNamespace(plane=SimpleNamespace(reactor=clock))
     health = HealthCheck(interval=2.0)
-    backend = LiveBackend(Backend("a", (Server("http://a", "http", "a", 80),), health=health))
+    backend = LiveBackend(Backend("a", (Server("http", "a", 80),), health=health))
     checks = [Checks(site, backend.servers[0], health) for _ in range(1000)]
     instants = [call.getTime() for call in clock.getDelayedCalls()]
     for tenth in range(10):

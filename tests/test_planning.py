@@ -21,7 +21,7 @@ from awesomeproxy.model import (
 )
 from awesomeproxy.registry.interface import Companion, Entry
 
-SERVER = Server("tcp://h:1", "tcp", "h", 1)
+SERVER = Server("tcp", "h", 1)
 
 
 def site(name: str, filesystem: str = "", uses: tuple[str, ...] = (), **nodes: str) -> Site:

@@ -9,7 +9,7 @@ import pytest
 from awesomeproxy.model import Backend, Server, Site
 from awesomeproxy.proxy.router import REMEMBERED, BadHost, Router
 
-BACKENDS = {"a": Backend("a", (Server("http://127.0.0.1:1", "http", "127.0.0.1", 1),))}
+BACKENDS = {"a": Backend("a", (Server("http", "127.0.0.1", 1),))}
 
 
 @dataclass

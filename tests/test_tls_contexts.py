@@ -26,8 +26,8 @@ from awesomeproxy.tls.verifying import (
     verify_peer,
 )
 
-PLAIN = Server("https://a.test", "https", "a.test", 443)
-H2 = Server("h2://a.test", "h2", "a.test", 443)
+PLAIN = Server("https", "a.test", 443)
+H2 = Server("h2", "a.test", 443)
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_a_server_whose_certificate_has_expired_is_unverified(
 def test_a_server_that_is_not_verified_is_named_in_the_log(pair: Issued, ends: Ends) -> None:
     """Each once, also if they are alike in all else."""
     contexts = ClientContexts()
-    other = Server("https://b.test", "https", "b.test", 443)
+    other = Server("https", "b.test", 443)
     trusting = backend(verify=False)
     with capturedLogs() as logged:
         for server in (PLAIN, other, PLAIN):
@@ -299,7 +299,7 @@ def test_contexts_are_shared_until_they_are_forgotten(authority: Authority) -> N
     contexts = ClientContexts()
     one, other = backend(ca_file=str(authority.ca_file)), backend(ca_file=str(authority.ca_file))
     made = contexts.get(one, PLAIN)
-    assert contexts.get(other, Server("https://b.test", "https", "b.test", 1)) is made
+    assert contexts.get(other, Server("https", "b.test", 1)) is made
     assert contexts.get(one, H2) is not made
     contexts.forget()
     assert contexts.get(one, PLAIN) is not made
@@ -338,6 +338,6 @@ def test_a_server_is_known_by_its_host_unless_another_name_is_given(
     tls: dict[str, str], host: str, verified: str, asked: bytes | None
 ) -> None:
     """No address is ever asked for by SNI."""
-    server = Server(f"https://{host}", "https", host, 443)
+    server = Server("https", host, 443)
     assert identity(ServerTls(**tls), server) == verified  # type: ignore[arg-type]
     assert server_name(ServerTls(**tls), server) == asked  # type: ignore[arg-type]

@@ -201,7 +201,7 @@ async def test_a_body_waits_with_its_request() -> None:
 @twisted_test
 async def test_a_connection_that_cannot_be_opened_in_time_is_a_refusal() -> None:
     with deaf() as number:
-        servers = (Server(f"http://127.0.0.1:{number}", "http", "127.0.0.1", number),)
+        servers = (Server("http", "127.0.0.1", number),)
         async with stage(None, answering, backend={"servers": servers}) as s:
             await s.connect(GET)
             await eventually(lambda: s.live.connections)
@@ -477,7 +477,7 @@ async def test_a_server_may_listen_on_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     origin = Origin(answering)
     port = reactor.listenUNIX(path, origin)
-    server = Server("unix:" + path, "unix", path=path)
+    server = Server("unix", path=path)
     async with stage(backend={"servers": (server,)}) as s:
         for _ in range(3):
             assert (await s.ask()).status == 200
@@ -498,7 +498,7 @@ async def test_a_server_may_listen_on_a_unix_socket(tmp_path: Path) -> None:
 @twisted_test
 async def test_a_server_may_have_a_name() -> None:
     origin = Origin(answering).listen()
-    server = Server(f"http://localhost:{origin.number}", "http", "localhost", origin.number)
+    server = Server("http", "localhost", origin.number)
     async with stage(backend={"servers": (server,)}) as s:
         client = await s.connect(GET)
         await s.resolving(lambda: client.all)
@@ -508,7 +508,7 @@ async def test_a_server_may_have_a_name() -> None:
 
 @twisted_test
 async def test_a_server_whose_name_nobody_knows_is_unreachable() -> None:
-    server = Server("http://nobody.invalid:80", "http", "nobody.invalid", 80)
+    server = Server("http", "nobody.invalid", 80)
     async with stage(answering, backend={"servers": (server,)}) as s:
         client = await s.connect(GET)
         await s.held()
@@ -520,7 +520,7 @@ async def test_a_server_whose_name_nobody_knows_is_unreachable() -> None:
 @twisted_test
 async def test_a_client_that_leaves_while_a_connection_is_opened_ends_that(host: str) -> None:
     with deaf() as number:
-        servers = (Server(f"http://{host}:{number}", "http", host, number),)
+        servers = (Server("http", host, number),)
         async with stage(backend={"servers": servers}) as s:
             client = await s.connect(GET)
             await eventually(lambda: s.live.connections)
@@ -557,7 +557,7 @@ async def test_a_hold_keeps_a_retry_that_was_in_flight_in_flight() -> None:
 async def test_a_drain_does_not_wait_for_connections_that_are_being_opened() -> None:
     """What was sent to nobody waits at the gate, and goes to where the site is placed then."""
     with deaf() as port:
-        server = Server(f"http://127.0.0.1:{port}", "http", "127.0.0.1", port)
+        server = Server("http", "127.0.0.1", port)
         async with stage(answering, backend={"servers": (server,)}) as s:
             client = await s.connect(GET)
             other = await s.connect(post(b"hello"))

@@ -144,7 +144,7 @@ class Speakers(Factory):
 
     @property
     def server(self) -> Server:
-        return Server(f"http://127.0.0.1:{self.number}", "http", "127.0.0.1", self.number)
+        return Server("http", "127.0.0.1", self.number)
 
     @property
     def last(self) -> Speaker:

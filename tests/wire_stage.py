@@ -80,8 +80,8 @@ class Process:
     @property
     def backends(self) -> dict[str, DatabaseBackend]:
         """The two places: the one address, and the other."""
-        tcp = Server(f"tcp://{HOST}:{self.port}", "tcp", HOST, self.port)
-        unix = Server(f"unix:{self.socket}", "unix", path=str(self.socket))
+        tcp = Server("tcp", HOST, self.port)
+        unix = Server("unix", path=str(self.socket))
         return {"one": DatabaseBackend("one", tcp), "two": DatabaseBackend("two", unix)}
 
 

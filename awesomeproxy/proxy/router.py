@@ -37,34 +37,49 @@ class BadHost(Exception):
 class Prefixes(Generic[S]):
     """The sites of one host, by path prefix."""
 
-    __slots__ = ("_longest", "sites")
+    __slots__ = ("_longest", "below", "root")
 
     def __init__(self) -> None:
-        self.sites: dict[bytes, S] = {}
+        self.root: S | None = None  # the site for all that no prefix is of
+        # By prefix.  None before there is one: most hosts have one site, and may be very many.
+        self.below: dict[bytes, S] | None = None
         self._longest = 0  # bytes of the longest prefix there has been
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return self.root is not None or bool(self.below)
 
     def add(self, path: str, site: S) -> None:
         """Add a site that has this host, with that path."""
         prefix = _prefix(path)
-        self.sites[prefix] = site
+        if not prefix:
+            self.root = site
+            return
+        self.below = self.below or {}
+        self.below[prefix] = site
         self._longest = max(self._longest, len(prefix))
 
     def remove(self, path: str, site: S) -> None:
         """Take it out, unless another has come in its place."""
-        if self.sites.get(_prefix(path)) is site:
-            del self.sites[_prefix(path)]
+        prefix = _prefix(path)
+        if not prefix:
+            self.root = None if self.root is site else self.root
+        elif self.below and self.below.get(prefix) is site:
+            del self.below[prefix]
 
     def find(self, path: bytes) -> S | None:
         """The site for a path: ``/blog`` is for ``/blog``, ``/blog/x``, not ``/blogs``."""
+        if not self.below:
+            return self.root
         end = len(path)
         if end > self._longest:
             end = path.rfind(b"/", 0, self._longest + 1)
         while end > 0:
-            site = self.sites.get(path[:end])
+            site = self.below.get(path[:end])
             if site is not None:
                 return site
             end = path.rfind(b"/", 0, end)
-        return self.sites.get(b"")
+        return self.root
 
 
 def _prefix(path: str) -> bytes:
@@ -78,9 +93,8 @@ class Routes(Generic[S]):
 
     def __init__(self, hosts: list[Prefixes[S]]) -> None:
         self._hosts = hosts
-        nearest = hosts[0].sites
         # The site, if the path does not matter.
-        self.only = nearest.get(b"") if len(nearest) == 1 else None
+        self.only = None if hosts[0].below else hosts[0].root
 
     def find(self, target: bytes) -> S | None:
         """The site for a target: where no path of a host matches, the next is tried."""
@@ -119,7 +133,7 @@ class Router(Generic[S]):
             prefixes = table.get(name)
             if prefixes is not None:
                 prefixes.remove(definition.path, site)
-                if not prefixes.sites:
+                if not prefixes:
                     del table[name]
         self._remembered.clear()
 

@@ -38,13 +38,13 @@ class LiveServer:
     """One server of a backend: its pool, and what is known of its health."""
 
     __slots__ = (
+        "_label",
         "backend",
         "busy",
         "down_until",
         "fails",
         "healthy",
         "idle",
-        "label",
         "most_streams",
         "server",
         "sessions",
@@ -54,9 +54,10 @@ class LiveServer:
     def __init__(self, server: Server, backend: LiveBackend) -> None:
         self.server = server
         self.backend = backend
-        self.label = f"{backend.config.name} {server.url}".encode()  # in the access log
-        self.idle: list[ServerConnection] = []
-        self.sessions: list[ServerSession] = []  # in HTTP/2, with room or not
+        self._label = b""
+        # No lists before there is something in them: there may be very many servers.
+        self.idle: list[ServerConnection] | tuple[()] = ()
+        self.sessions: list[ServerSession] | tuple[()] = ()  # in HTTP/2, with room or not
         self.most_streams = MOST  # of a session, as far as is known
         self.busy = 0  # connections that carry a request, or are being opened for one
         self.healthy = True
@@ -115,6 +116,25 @@ class LiveServer:
     def usable(self, now: float) -> bool:
         """Whether it should be given requests."""
         return self.healthy and self.down_until <= now
+
+    @property
+    def label(self) -> bytes:
+        """Its backend and its URL, as they are in the access log."""
+        if not self._label:
+            self._label = f"{self.backend.config.name} {self.server.url}".encode()
+        return self._label
+
+    def keep(self, connection: ServerConnection) -> None:
+        """Have one more idle connection."""
+        if self.idle:
+            self.idle.append(connection)
+        else:
+            self.idle = [connection]
+
+    def forget(self, connection: ServerConnection) -> None:
+        """It is idle no more, if it was."""
+        if self.idle and connection in self.idle:
+            self.idle.remove(connection)
 
     def take(self, now: float) -> ServerConnection | None:
         """An idle connection, for a request that can be sent again if it proves dead."""

@@ -88,7 +88,7 @@ class ServerStream:
         session = next((s for s in self.server.sessions if s.room), None)
         if session is None:
             session = ServerSession(self.site, self.server)
-            self.server.sessions.append(session)
+            self.server.sessions = [*self.server.sessions, session]
             self.site.connections[session] = None
             self.session = session
             session.waiting.append(self)

@@ -457,8 +457,7 @@ class ServerSession(Protocol):
 
     def _leave_pool(self) -> None:
         self._closing = True
-        if self in self.server.sessions:
-            self.server.sessions.remove(self)
+        self.server.sessions = [each for each in self.server.sessions if each is not self]
 
     def _forget(self) -> None:
         self._leave_pool()

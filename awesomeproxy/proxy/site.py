@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from awesomeproxy.gate import Gate
@@ -17,6 +19,9 @@ from awesomeproxy.proxy.stagger import Stagger
 if TYPE_CHECKING:
     from awesomeproxy.proxy.plane import Plane
     from awesomeproxy.proxy.tunnel import Tunnel
+
+
+NONE: Mapping[str, list[Checks]] = MappingProxyType({})
 
 
 class LiveSite:
@@ -74,10 +79,11 @@ class LiveSite:
         self.hsts = b""  # what browsers are told of TLS (RFC 6797)
         self.bypass_field = b""  # the name of the header that lets by, in lower case
         self.closed = 0  # requests and tunnels cut since the last hold began
-        self._checks: dict[str, list[Checks]] = {}
+        # None of these before it is needed: there may be very many sites.
+        self._checks: Mapping[str, list[Checks]] = NONE
         self._probe: Probe | None = None
-        self._stagger = Stagger(self, plane.clock)
-        self._expiry = Expiry(plane.reactor, self._refuse, plane.now)
+        self._stagger: Stagger | None = None
+        self._expiry: Expiry | None = None
         self._was_drained = False
         self._define(desired.site)
         self._place(desired.placement, desired.absent)
@@ -110,8 +116,9 @@ class LiveSite:
         self._was_drained = False
         self.gate.close()
         self._stop_probe()
-        self._expiry.stop()
-        self._stagger.start(self.site.drain.tunnels)
+        if self._expiry is not None:
+            self._expiry.stop()
+        self._stagger_tunnels(self.site.drain.tunnels)
         for name in list(self.backends):
             self._drop(name)
 
@@ -139,12 +146,14 @@ class LiveSite:
     def _add(self, name: str, config: Backend) -> None:
         backend = self.backends[name] = LiveBackend(config)
         if config.health is not None:
-            self._checks[name] = [Checks(self, server, config.health) for server in backend.servers]
+            checks = [Checks(self, server, config.health) for server in backend.servers]
+            self._checks = {**self._checks, name: checks}
 
     def _drop(self, name: str) -> None:
         self.backends.pop(name).retire()
-        for check in self._checks.pop(name, ()):
+        for check in self._checks.get(name, ()):
             check.stop()
+        self._checks = {key: checks for key, checks in self._checks.items() if key != name} or NONE
 
     def _place(self, placement: Placement, absent: str) -> None:
         before, self.placement = self.backend, placement
@@ -161,7 +170,10 @@ class LiveSite:
                 before.close_idle()
         if not holds:
             self._open()
-        self._expiry.watch(placement)
+        if self._expiry is None and placement.expires is not None:
+            self._expiry = Expiry(self.plane.reactor, self._refuse, self.plane.now)
+        if self._expiry is not None:
+            self._expiry.watch(placement)
         self.plane.changed(self.site.name)
 
     def _hold(self) -> None:
@@ -169,7 +181,7 @@ class LiveSite:
             self.closed = 0
             self._was_drained = False
             self.gate.hold()
-            self._stagger.start(self.site.drain.tunnels)
+            self._stagger_tunnels(self.site.drain.tunnels)
         elif self.gate.refusing:
             self.gate.hold()
         if self._probe is not None:
@@ -194,7 +206,7 @@ class LiveSite:
         self.plane.changed(self.site.name)
 
     def _open(self) -> None:
-        self._stagger.stop()
+        self._stop_staggering()
         if self.gate.holding:
             # What was unreachable before the hold may not be any more.
             self._stop_probe()
@@ -212,18 +224,28 @@ class LiveSite:
         """
         self.tunnels[tunnel] = None
         if self.plane.stopping or (self.gate.holding and not bypass):
-            self._stagger.start(self.site.drain.tunnels)
+            self._stagger_tunnels(self.site.drain.tunnels)
 
     def part_tunnels(self, deadline: float) -> None:
         """The proxy stops: tell those that can be told; the rest may stay until the deadline.
 
         :param deadline: seconds after which everything is closed.
         """
-        self._stagger.start(min(self.site.drain.tunnels, deadline), deadline)
+        self._stagger_tunnels(min(self.site.drain.tunnels, deadline), deadline)
+
+    def _stagger_tunnels(self, told: float, closed: float | None = None) -> None:
+        if self._stagger is None and self.all_tunnels():
+            self._stagger = Stagger(self, self.plane.clock)
+        if self._stagger is not None:
+            self._stagger.start(told, closed)
+
+    def _stop_staggering(self) -> None:
+        if self._stagger is not None:
+            self._stagger.stop()
 
     def close_tunnels(self) -> int:
         """Close what has been upgraded now; return how many there were."""
-        self._stagger.stop()
+        self._stop_staggering()
         tunnels = self.all_tunnels()
         for tunnel in tunnels:
             self.closed += not tunnel.parting

@@ -179,8 +179,7 @@ class ServerConnection(Protocol):
         """It is closed, by either side."""
         self.site.plane.sweep.remove(self)
         self._gone()
-        if self in self.server.idle:
-            self.server.idle.remove(self)
+        self.server.forget(self)
         exchange, self.exchange = self.exchange, None
         if self.tunnel is not None:
             self.tunnel.close()
@@ -217,7 +216,7 @@ class ServerConnection(Protocol):
         self.reused = True
         self.idle_since = now
         self.deadline = now + patience
-        server.idle.append(self)
+        server.keep(self)
 
     def expired(self, now: float) -> None:
         """The server has kept us waiting, or the connection has been idle for long enough."""
@@ -253,8 +252,8 @@ class ServerConnection(Protocol):
         if self.exchange is not None:
             self.exchange = None
             self.server.busy -= 1
-        elif self in self.server.idle:
-            self.server.idle.remove(self)
+        else:
+            self.server.forget(self)
 
 
 def no_file() -> Failure:
