@@ -36,18 +36,12 @@ def _ticks_ns(pid: int) -> int:
 
 
 def memory_bytes(pid: int) -> int:
-    """Memory of process ``pid`` in bytes: its share (``Pss``), or ``VmRSS`` without it.
+    """Resident memory of process ``pid`` in bytes, with what it shares with others (``VmRSS``).
 
     Raises :exc:`FileNotFoundError` when there is no such process.
     """
-    try:
-        return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") * 1024
-    except (FileNotFoundError, PermissionError):
-        return _kilobytes(Path(f"/proc/{pid}/status"), "VmRSS:") * 1024
-
-
-def _kilobytes(path: Path, key: str) -> int:
+    path = Path(f"/proc/{pid}/status")
     for line in path.read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1])
-    raise FileNotFoundError(f"{path}: no line {key}")
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise FileNotFoundError(f"{path}: no line VmRSS: {pid} has ended")
