@@ -116,6 +116,14 @@ class TestApply:
             "unchanged: 7",
         ]
 
+    def test_of_very_many_sites_only_the_first_are_named(self) -> None:
+        names = [f"site{number}" for number in range(1000)]
+        first, second = render.applied({"added": names}, PLAIN).splitlines()
+        assert first.endswith("site18, site19 and 980 more")
+        assert second == "unchanged: 0"
+        few = render.applied({"added": names[:21]}, PLAIN)
+        assert "site20\n" in few  # one more is as short as to say so
+
 
 class TestShown:
     def test_every_node_and_the_registry(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from awesomeproxy.control import nodetext
-from awesomeproxy.control.text import Style, clean, duration, pairs, size, table
+from awesomeproxy.control.text import Style, clean, duration, listed, pairs, size, table
 
 Json = Mapping[str, Any]
 
@@ -317,7 +317,7 @@ def changed(verb: str) -> Callable[[Json, Style], str]:
 def applied(result: Json, style: Style) -> str:
     """What an apply has changed."""
     lines = [
-        f"{what}: {', '.join(map(clean, result[what]))}"
+        f"{what}: {listed(result[what])}"
         for what in ("added", "changed", "removed")
         if result.get(what)
     ]
@@ -327,9 +327,7 @@ def applied(result: Json, style: Style) -> str:
 def reloaded(result: Json, style: Style) -> str:
     """What a reload has changed."""
     parts = [
-        f"{words} {', '.join(map(clean, result[what]))}"
-        for what, words in _RELOADED.items()
-        if result.get(what)
+        f"{words} {listed(result[what])}" for what, words in _RELOADED.items() if result.get(what)
     ]
     warnings = [style.paint(clean(problem), "yellow") for problem in result.get("warnings", [])]
     if not parts and not warnings:

@@ -33,6 +33,7 @@ _STATES = {
     "late": "yellow",
     "gone": "red",
 }
+MOST = 20  # names in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,13 @@ def clean(value: object) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a line; of very many the first, and how many more there are."""
+    more = len(names) - MOST
+    shown = ", ".join(map(clean, names[:MOST] if more > 1 else names))
+    return f"{shown} and {more} more" if more > 1 else shown
 
 
 def duration(seconds: float) -> str:
