@@ -157,5 +157,6 @@ def plain(seen: Observed) -> dict[str, Any]:
         "tunnels": seen.tunnels,
         "connections": seen.connections,
         "closed": seen.closed,
+        "ambiguous": seen.ambiguous,
         "trouble": seen.trouble,
     }

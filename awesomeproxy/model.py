@@ -407,6 +407,7 @@ class Observed:
     tunnels: int = 0
     connections: int = 0  # open to servers of the site, idle ones included
     closed: int = 0  # requests and tunnels that were cut, since the last hold began
+    ambiguous: int = 0  # requests that may have been carried out, since the last hold began
     longest_wait: float = 0.0  # of the last hold: the longest a released request waited
     counters: Counters = Counters()
     servers: Mapping[str, Mapping[str, str]] = field(
@@ -436,6 +437,7 @@ class Report:
     connections: int
     held: int
     closed: int = 0  # requests and tunnels that were cut, since the hold began
+    ambiguous: int = 0  # requests that may have been carried out, since the hold began
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +450,7 @@ class Receipt:
     drained_in: float
     workers: tuple[Report, ...]
     closed: int = 0  # requests and tunnels cut by --force or at the tunnels' deadline
-    ambiguous: int = 0  # of the requests cut: those that may have been carried out
+    ambiguous: int = 0  # requests that may have been carried out: cut, or lost with a server
 
     def as_json(self) -> dict[str, Any]:
         """The receipt as plain JSON values."""

@@ -595,15 +595,6 @@ class Node:
         """What has become of the requests of sites and databases, on each node."""
         return Deferred.fromCoroutine(self.answering.counted(names))
 
-    def ambiguous(self, name: str) -> Deferred[int]:
-        """How many requests may have been carried out, though they were cut, on all nodes."""
-        counted = self.counted([name])
-        return counted.addCallback(
-            lambda nodes: sum(
-                counters.ambiguous for sites in nodes.values() for counters, _ in sites.values()
-            )
-        )
-
     def elsewhere(self, name: str) -> str:
         """Which migration another node has, that has to do with it; empty: none."""
         return self.migrating.elsewhere(name)

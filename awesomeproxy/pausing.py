@@ -90,10 +90,6 @@ class Host(Protocol):
     def cut(self, site: str) -> Deferred[int]:
         """Break off what is in flight, on all nodes; answer with how much that was."""
 
-    def ambiguous(self, site: str) -> Deferred[int]:
-        """How many requests may have been carried out, though they were cut: on all nodes,
-        since they were started."""
-
 
 @dataclass
 class UnderWay:
@@ -141,7 +137,6 @@ class Pauses:
         """
         host = self._host
         began = host.reactor.seconds()
-        ambiguous = await host.ambiguous(name) if force else 0
         pauses = self._under_way.setdefault(name, UnderWay(host.placement(name)))
         pauses.waiting += 1
         try:
@@ -171,7 +166,7 @@ class Pauses:
             drained_in=round(host.reactor.seconds() - began, 6),
             workers=workers,
             closed=sum(report.closed for report in workers),
-            ambiguous=await host.ambiguous(name) - ambiguous if force else 0,
+            ambiguous=sum(report.ambiguous for report in workers),
         )
 
     async def resume(self, name: str, by: str, generation: Generation | None = None) -> Placement:

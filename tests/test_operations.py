@@ -124,6 +124,9 @@ async def test_force_tells_of_a_post_that_may_have_been_carried_out(stage: Stage
     assert paused.status == 4
     assert "1 requests are ambiguous" in paused.err
     assert (await again).status == 502
+    await daemon.ask("resume", site="blog")
+    receipt = await daemon.ask("pause", site="blog")
+    assert receipt["ambiguous"] == 0  # of this hold
 
 
 @twisted_test

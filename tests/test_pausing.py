@@ -80,9 +80,6 @@ class Node:
     def cut(self, site: str) -> Deferred[int]:
         return succeed(0)
 
-    def ambiguous(self, site: str) -> Deferred[int]:
-        return succeed(0)
-
     def pause(self, expires: float | None, then: Then) -> Deferred[Receipt]:
         return Deferred.fromCoroutine(
             self.pauses.pause(

@@ -38,6 +38,7 @@ def reported(node: str, observed: Observed) -> Report:
         connections=observed.connections,
         held=observed.held,
         closed=observed.closed,
+        ambiguous=observed.ambiguous,
     )
 
 

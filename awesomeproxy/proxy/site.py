@@ -28,6 +28,7 @@ class LiveSite:
     """One site at work."""
 
     __slots__ = (
+        "_ambiguous_before",
         "_checks",
         "_expiry",
         "_probe",
@@ -85,6 +86,7 @@ class LiveSite:
         self._stagger: Stagger | None = None
         self._expiry: Expiry | None = None
         self._was_drained = False
+        self._ambiguous_before = 0  # when the last hold began
         self._define(desired.site)
         self._place(desired.placement, desired.absent)
 
@@ -179,6 +181,7 @@ class LiveSite:
     def _hold(self) -> None:
         if not self.gate.holding:
             self.closed = 0
+            self._ambiguous_before = self.ambiguous
             self._was_drained = False
             self.gate.hold()
             self._stagger_tunnels(self.site.drain.tunnels)
@@ -313,6 +316,7 @@ class LiveSite:
             tunnels=sum(len(live.tunnels) for live in every),
             connections=sum(len(live.connections) for live in every),
             closed=self.closed,
+            ambiguous=self.ambiguous - self._ambiguous_before,
             longest_wait=gate.longest_wait,
             counters=self.counters(),
             servers={
