@@ -130,6 +130,11 @@ class Answering:
         answers: dict[str, int] = await self._host.cluster.ask("cut", {"name": name}, ANSWER_IN)
         return sum(answers.values())
 
+    async def held(self, names: Sequence[str]) -> int:
+        """How many requests and connections wait at some gates, on all nodes that answer."""
+        answers = await self._host.cluster.ask("observed", {"names": list(names)}, ANSWER_IN)
+        return sum(seen["held"] for rows in answers.values() for seen in rows)
+
     async def counted(self, names: Sequence[str]) -> Counted:
         """What has become of requests, on each node that answers."""
         answers = await self._host.cluster.ask("counters", {"names": list(names)}, ANSWER_IN)

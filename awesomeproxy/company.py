@@ -120,11 +120,6 @@ async def rouse(host: Host, name: str) -> None:
         await deferLater(host.reactor, TRY_AGAIN)
 
 
-def held(host: Host, name: str) -> int:
-    """How many requests and connections wait at its gate and at those of its sites."""
-    return sum(host.observed(each).held for each in (name, *users(host, name)))
-
-
 async def _let_go(host: Host, name: str, sites: list[str]) -> None:
     try:
         await host.wake(name)

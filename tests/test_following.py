@@ -197,7 +197,8 @@ async def test_a_node_that_starts_holds_what_is_held_before_it_serves(tmp_path: 
         assert not origins[0].received
         receipt = await pause(nodes["web2"], "blog")
         assert [report.node for report in receipt.workers] == ["web1", "web2", "web3"]
-        await nodes["web1"].release("blog", "resume")
+        resumed = await commands.resume(nodes["web1"], QUIET, site="blog")
+        assert resumed["released"] == 1
         assert (await client.answer()).status == 200
         client.abort()
 

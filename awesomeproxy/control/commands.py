@@ -187,13 +187,14 @@ async def resume(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     """Let a site's requests go on; calls off a pause or a migration under way."""
     definition_of(node, site)
     is_database = site.startswith(DATABASE)
-    held = company.held(node, site) if is_database else node.observed(site).held
+    names = [site, *company.users(node, site)] if is_database else [site]
+    held = Deferred.fromCoroutine(node.answering.held(names))  # nobody waits for that
     placement = await node.release(site, "resume")
     return {
         "site": site,
         "backend": placement.backend,
         "generation": placement.generation,
-        "released": held,
+        "released": await held,
     }
 
 
