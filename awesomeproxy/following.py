@@ -72,7 +72,6 @@ class Host(Protocol):
     sites: dict[str, Site]
     placements: dict[str, Placement]
     misfits: dict[str, str]
-    others: dict[int, Entry]
 
     def adopt(self, placement: Placement, *, heard: bool = False) -> None:
         """Converge to a placement."""
@@ -85,6 +84,12 @@ class Host(Protocol):
 
     def tell_changed(self, name: str) -> None:
         """Have those look who wait for a change."""
+
+
+class Others(Protocol):
+    """What is asked of who looks after migrations of other nodes."""
+
+    others: dict[int, Entry]  # those that have not ended
 
     def own(self, entry: Entry) -> None:
         """A migration of this node's is in the journal."""
@@ -119,23 +124,24 @@ class Tables(MutableMapping[str, dict[str, Any]]):
 class Following:
     """Takes over what has changed in a view."""
 
-    def __init__(self, host: Host, view: View, me: str) -> None:
+    def __init__(self, host: Host, migrations: Others, view: View, me: str) -> None:
         """
         :param me: the node's name; migrations of its own are not followed.
         """
         self._host = host
+        self._migrations = migrations
         self._view = view
         self._me = me
         self.tables = Tables()
 
     def __repr__(self) -> str:
-        return f"<Following of {len(self._host.others)} migrations elsewhere>"
+        return f"<Following of {len(self._migrations.others)} migrations elsewhere>"
 
     def take_over_all(self) -> None:
         """Everything is as the view has it."""
         view = self._view
         definitions = {*self.tables, *view.definitions}
-        entries = {*self._host.others, *view.entries}
+        entries = {*self._migrations.others, *view.entries}
         with uncollected():
             self.take_over(Everything(list(view.placements), definitions, entries))
 
@@ -174,15 +180,15 @@ class Following:
     def _entry(self, number: int) -> None:
         """What others move is not to be taken for something that is not there."""
         entry = self._view.entries.get(number)
-        before = self._host.others.pop(number, None)
+        before = self._migrations.others.pop(number, None)
         if entry is None:
             if before is not None:
-                self._host.moved_elsewhere(before)
+                self._migrations.moved_elsewhere(before)
         elif before is not None or entry.owner != self._me:
             # One that this node has just taken over is the others' until it is taken up.
-            self._host.others[number] = entry
+            self._migrations.others[number] = entry
         else:
-            self._host.own(entry)
+            self._migrations.own(entry)
         if (known := entry or before) is not None:
             for member in read(known).members:
                 self._host.tell_changed(member.name)

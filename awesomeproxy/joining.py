@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from awesomeproxy.cluster.host import ClusterHost
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.following import Change, View
 from awesomeproxy.registry.interface import IRegistry
-
-if TYPE_CHECKING:
-    from awesomeproxy.node import Node
 
 log = Logger()
 
@@ -33,7 +31,7 @@ class Surroundings:
     cluster: ICluster
 
 
-async def enter(node: Node) -> Surroundings:
+async def enter(host: ClusterHost) -> Surroundings:
     """The registry and the cluster of a node that is configured to be in one.
 
     :raise RegistryError: it cannot be used, and waiting would not help.
@@ -42,23 +40,23 @@ async def enter(node: Node) -> Surroundings:
     from awesomeproxy.cluster.redis import Fellows
     from awesomeproxy.registry.redis import RedisRegistry
 
-    settings = node.settings
+    settings = host.settings
     assert settings.cluster is not None
-    where = ", ".join(f"{host}:{port}" for host, port in settings.cluster.addresses)
+    where = ", ".join(f"{name}:{port}" for name, port in settings.cluster.addresses)
     state_dir = Path(settings.state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     telling = LoopingCall(_tell, where)
-    telling.clock = node.reactor
+    telling.clock = host.reactor
     telling.start(TELL_EVERY, now=False)
     try:
         opening: Deferred[RedisRegistry] = RedisRegistry.open(
-            node.reactor, settings.cluster, settings.name, state_dir
+            host.reactor, settings.cluster, settings.name, state_dir
         )
         registry = await opening
     finally:
         telling.stop()
     on_change: list[Any] = registry.on_change
-    return Surroundings(registry, registry.view, on_change, Fellows(registry, node))
+    return Surroundings(registry, registry.view, on_change, Fellows(registry, host))
 
 
 def _tell(where: str) -> None:

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from awesomeproxy.cluster.interface import ICluster
+from awesomeproxy.membership import Membership
 from awesomeproxy.migrate import planning
 from awesomeproxy.migrate.engine import Migration
 from awesomeproxy.model import Ledger, Placement
@@ -42,7 +43,7 @@ class Host(Protocol):
     cluster: ICluster
     moves: Moves
     pauses: Pauses
-    others: dict[int, Entry]  # migrations of other nodes that have not ended
+    membership: Membership
 
     def placement(self, name: str) -> Placement:
         """Where something is placed."""
@@ -59,7 +60,8 @@ class Migrating:
 
     def entry_of(self, name: str) -> Entry | None:
         """The migration of another node that has to do with ``name``."""
-        return next((each for each in self._host.others.values() if each.concerns(name)), None)
+        others = self._host.membership.others.values()
+        return next((each for each in others if each.concerns(name)), None)
 
     def owner_of(self, name: str) -> str | None:
         """The node that migrates it now; None: nobody does."""

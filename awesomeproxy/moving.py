@@ -28,6 +28,7 @@ from awesomeproxy.migrate.host import Host as MigrationHost
 from awesomeproxy.migrate.loading import Loading
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable, World, read
+from awesomeproxy.migrate.recovery import recover
 from awesomeproxy.model import DATABASE, Ledger, Placement, Reach, Settings, Site
 from awesomeproxy.movers.interface import Estimate
 from awesomeproxy.movers.pgbouncer import PgBouncer
@@ -161,11 +162,33 @@ class Moves:
 
     # Recovery
 
-    def carries(self, sites: Mapping[str, Site], entry: Entry) -> bool:
-        """Whether an entry of a dead daemon has more to it than placements.
+    async def recover(self, sites: Mapping[str, Site]) -> list[Entry]:
+        """Take what this node has left to its end, but for what carries something.
 
         :param sites: those that are going to be served.
+        :return: what carries something, for :meth:`take_up`.
+        :raise RegistryError: what has become of the rest could not be recorded.
         """
+        left: list[Entry] = []
+        me = (self._host.settings.name, "")
+        ended = await recover(
+            self._host.registry,
+            lambda entry: entry.owner in me,
+            lambda entry: self._carries(sites, entry),
+            left.append,
+        )
+        for entry, state in ended:
+            log.warn(
+                "{site}: the migration from {source} to {target} was cut off: {state}",
+                site=entry.site,
+                source=entry.source,
+                target=entry.target,
+                state=state,
+            )
+        return left
+
+    def _carries(self, sites: Mapping[str, Site], entry: Entry) -> bool:
+        """Whether an entry of a dead daemon has more to it than placements."""
         try:
             plan = read(entry)
             pooled = any(

@@ -13,7 +13,6 @@ import time
 from collections.abc import (
     AsyncIterator,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -32,7 +31,7 @@ from twisted.internet.defer import (
     DeferredLock,
     maybeDeferred,
 )
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -45,14 +44,11 @@ from awesomeproxy.cluster.alone import Alone
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.composing import compose, misplaced
 from awesomeproxy.files import RESERVED, affordable, open_files
-from awesomeproxy.following import Change, Following
 from awesomeproxy.happenings import Happenings
-from awesomeproxy.joining import Surroundings
+from awesomeproxy.membership import Enter, Membership
 from awesomeproxy.metrics.listening import Listening
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
-from awesomeproxy.migrate.planning import read
-from awesomeproxy.migrate.recovery import recover
 from awesomeproxy.migrating import InTheWay, Migrating, NotMigrating
 from awesomeproxy.model import (
     DATABASE,
@@ -72,7 +68,6 @@ from awesomeproxy.movers.shell import Shell
 from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
 from awesomeproxy.proxy.health import Unwell, check, connect
-from awesomeproxy.proxy.permit import Permit
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import Conflict, Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
@@ -82,15 +77,11 @@ from awesomeproxy.watching import Watching
 
 log = Logger()
 
-ORPHAN_IN = 5.0  # seconds that the end of a migration may take to be recorded
 TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 # What only a restart changes, and what it is called in the file.
 FIXED = {key: f"node.{key}" for key in ("name", "state_dir", "control", "access_log")}
 FIXED["cluster"] = "cluster"
-
-
-Enter = Callable[["Node"], Coroutine[Any, Any, Surroundings]]
 
 
 class Stopping(Exception):
@@ -117,8 +108,6 @@ class Node:
         :param enter: finds the cluster, if it says that there is one.
         """
         self.reactor = reactor
-        self._enter = enter
-        self._entering: Deferred[Surroundings] | None = None
         self.path = path
         self.settings = settings
         self.sites: dict[str, Site] = {}
@@ -127,24 +116,19 @@ class Node:
         self.placements: dict[str, Placement] = {}
         self.began = time.time()
         self.answering = Answering(self)
-        self.permit = Permit()
-        self.following: Following | None = None
         self.misfits: dict[str, str] = {}  # sites whose definitions do not fit here, and why
-        self.withheld = ""  # why everything is held
-        self._reported: dict[str, Generation] = {}  # what the others were told is drained
         self._on_change: Happenings[str] = Happenings(reactor)
-        self.watching = Watching(self._everything)
+        self.watching = Watching(lambda: [self.observed(name) for name in self.served()])
         self._control: IListeningPort | None = None
         self._definitions = DeferredLock()
         self.cluster: ICluster = Alone(self, settings.name)
         self.answering.begin()
         self.pauses = Pauses(self)
         self.moves = Moves(self)
-        self.others: dict[int, Entry] = {}  # migrations of other nodes that have not ended
+        self.membership = Membership(self, enter)
         self.migrating = Migrating(self)
         self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
         self.residence = Residence(self)
-        self._orphans: dict[int, IDelayedCall] = {}
         self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
         self._metrics = Listening(reactor, self._families)
@@ -176,9 +160,13 @@ class Node:
             self.added = await self.registry.definitions()
             sites = compose(settings, self.added)
             self.placements = await self.registry.placements()
-            left = await self._recover(sites)
+            left = await self.moves.recover(sites)
         else:
-            await self._find_others()
+            try:
+                await self.membership.find_others()
+            except CancelledError:
+                raise Stopping from None
+            self.answering.begin()
         self.placements = await self.registry.placements()
         everything: list[Site | Database] = [*sites.values(), *settings.databases.values()]
         for problem in misplaced(everything, self.placements).values():
@@ -196,7 +184,7 @@ class Node:
             max_sockets=open_files() - RESERVED,
             max_held=settings.max_held,
             max_held_bytes=settings.max_held_bytes,
-            permit=self.permit,
+            permit=self.membership.permit,
             certificates=self.certifying.certificates,
             now=self.cluster.now,
             on_change=self._changed,
@@ -217,7 +205,7 @@ class Node:
         for database in settings.databases.values():
             self.define_database(database)
         if not self.cluster.alone:
-            left = await self._join()
+            left = await self.membership.join()
         self.moves.take_up(left)
         self.residence.begin()
         self._control = await listen_control(settings.control)
@@ -235,60 +223,13 @@ class Node:
             addresses=", ".join(listen.endpoint for listen in settings.listen),
         )
 
-    async def _recover(self, sites: Mapping[str, Site]) -> list[Entry]:
-        """Take what this node has left to its end, but for what carries something."""
-        left: list[Entry] = []
-        me = (self.settings.name, "")
-        ended = await recover(
-            self.registry,
-            lambda entry: entry.owner in me,
-            lambda entry: self.moves.carries(sites, entry),
-            left.append,
-        )
-        for entry, state in ended:
-            log.warn(
-                "{site}: the migration from {source} to {target} was cut off: {state}",
-                site=entry.site,
-                source=entry.source,
-                target=entry.target,
-                state=state,
-            )
-        return left
-
-    async def _find_others(self) -> None:
-        """Be one of a cluster, though no member yet."""
-        self._entering = Deferred.fromCoroutine(self._enter(self))
-        try:
-            found = await self._entering
-        except CancelledError:
-            raise Stopping from None
-        finally:
-            self._entering = None
-        self.registry, self.cluster = found.registry, found.cluster
-        self.following = Following(self, found.view, self.settings.name)
-        self.added = self.following.tables
-        found.on_change.append(self.adopt_all)
-        self.answering.begin()
-        self.cluster.subscribe(self.heard_of)
-
-    async def _join(self) -> list[Entry]:
-        """Become a member, with all that is to be held being held; nothing is served yet."""
-        assert self.following is not None
-        self.following.take_over_all()
-        await self.cluster.join()
-        left = await self._recover(self.sites)
-        await self.registry.placements()  # what was changed until this node was waited for
-        self.following.take_over_all()
-        return left
-
     async def stop(self) -> None:
         """Stop accepting, finish what is in flight within ``drain_time``, let go of all.
 
         A pause or migration that is under way is undone; a resume works to the end.
         """
         self.stopping = True
-        if self._entering is not None:
-            self._entering.cancel()
+        self.membership.stop()
         await self._definitions.acquire()  # a start or a reload has come to its end
         try:
             if hasattr(self, "plane"):
@@ -302,8 +243,6 @@ class Node:
         await self.pauses.call_off("the daemon is stopping")
         for rousing in list(self._rousing):
             rousing.cancel()
-        for orphan in self._orphans.values():
-            orphan.cancel()
         await self.moves.stop("the daemon is stopping")
         self.residence.stop()
         if hasattr(self, "plane"):
@@ -404,10 +343,10 @@ class Node:
         async with self.changing():
             settings = unchanged_kept(self.settings, config.load(self.path))
             misfits: dict[str, str] = {}
-            if self.following is None:
+            if self.cluster.alone:
                 sites = compose(settings, self.added)
             else:
-                sites, misfits = self.following.fitting(settings)
+                sites, misfits = self.membership.following.fitting(settings)
             self._check(sites, settings)
             # What may fail comes first; all the rest happens in one turn.
             await self.place(sites.values())
@@ -520,7 +459,7 @@ class Node:
         elif name.startswith(DATABASE):
             database = self.databases.get(name.removeprefix(DATABASE))
             if database is None:
-                self._report(name)
+                self.membership.report(name)
                 return
             admits = self._admitted.get(name, frozenset())
             absent = self._absent(database, placement)
@@ -533,7 +472,7 @@ class Node:
         elif name in self.sites:
             self._apply(self.sites[name], placement)
         else:
-            self._report(name)
+            self.membership.report(name)
             return
         if heard:
             self.residence.prove(name)
@@ -567,7 +506,7 @@ class Node:
     def _absent(self, definition: Site | Database, placement: Placement) -> str:
         """Why it is held here, whatever its placement says; empty: it is not."""
         misfit = self.misfits.get(placement.site, "")
-        return misfit or self.withheld or self.residence.absent(definition, placement)
+        return misfit or self.membership.withheld or self.residence.absent(definition, placement)
 
     def observed(self, name: str) -> Observed:
         """What the workers report of a site.
@@ -725,102 +664,6 @@ class Node:
         else:
             self.pauses.watch_expiry(placement)
 
-    # The cluster
-
-    def adopt_all(self, change: Change) -> None:
-        """Take over what has changed in the registry, by whomever."""
-        if self.following is not None and hasattr(self, "plane"):  # or it will be read later
-            self.following.take_over(change)
-
-    def own(self, entry: Entry) -> None:
-        """A migration of this node's is in the journal.
-
-        If nothing here knows of it, the registry was lost while it was begun.
-        """
-        known = self.moves.of(entry.site) is not None or entry.site in self.moves.stuck
-        if not known and entry.id not in self._orphans:
-            call = self.reactor.callLater(ORPHAN_IN, self._take_up_orphan, entry.id)
-            self._orphans[entry.id] = call
-
-    def _take_up_orphan(self, number: int) -> None:
-        del self._orphans[number]
-        taking = Deferred.fromCoroutine(self._orphan(number))
-        taking.addErrback(lambda failure: log.error("{why}", why=failure.getErrorMessage()))
-
-    async def _orphan(self, number: int) -> None:
-        for entry in await self.registry.unfinished():
-            alone = self.moves.of(entry.site) is None and not self.stopping
-            if entry.id == number and entry.owner == self.settings.name and alone:
-                taken = await self.registry.take_over(entry.id, entry.owner, entry.life)
-                self.take_up([taken])
-
-    def moved_elsewhere(self, entry: Entry) -> None:
-        """A migration of another node has ended, one way or the other."""
-        self.moved(read(entry))
-
-    def withhold(self, why: str) -> None:
-        """Hold everything, whatever the registry says; empty: no more."""
-        if why == self.withheld:
-            return
-        self.withheld = why
-        if why:
-            log.error("everything is held: {why}", why=why)
-        else:
-            log.info("nothing is held any more for want of the registry")
-        for name in (*self.sites, *(DATABASE + name for name in self.databases)):
-            self.adopt(self.placements[name])
-
-    def cut_all(self) -> int:
-        """Break off all that is in flight here; return how much that was."""
-        names = (*self.sites, *(DATABASE + name for name in self.databases))
-        return sum(self.plane.cut(name) for name in names)
-
-    def resume_serving(self) -> None:
-        """The permit was renewed after it had lapsed."""
-        if hasattr(self, "plane"):
-            self.plane.resume()
-
-    def held(self) -> list[Observed]:
-        """All that is to be held and is drained here, for the others to know."""
-        return [
-            observed
-            for placement in self.placements.values()
-            if (observed := self._drained(placement)) is not None
-        ]
-
-    def _drained(self, placement: Placement) -> Observed | None:
-        """What there is to report of a hold; None: there is no hold, or it is not drained."""
-        name = placement.site
-        if placement.mode is not Mode.HOLDING or name.startswith(FILESYSTEM):
-            return None
-        observed = self.plane.observed(name)
-        if observed is None:  # it is not served here
-            return None if self.plane.is_leaving(name) else _none_of(placement)
-        ready = observed.drained and observed.generation == placement.generation
-        return observed if ready else None
-
-    def take_up(self, entries: Sequence[Entry]) -> None:
-        """Take migrations of another node, which are this one's now, to their ends."""
-        for entry in entries:
-            self.others.pop(entry.id, None)
-        self.moves.take_up(entries)
-
-    def lapse(self) -> None:
-        """Nobody may be sure any more that this node is there: stop what it moves."""
-        self.moves.lapse("the registry cannot be reached")
-
-    def heard_of(self, what: str, name: str) -> None:
-        """Something has happened in the cluster; see :meth:`ICluster.subscribe`."""
-        if what == "drained":
-            self.tell_changed(name)
-        elif what == "member":
-            states = {each.name: each.state for each in self.cluster.members()}
-            state = states.get(name, "removed")
-            if state in ("gone", "fenced", "expired"):
-                log.warn("the node {name} is {state}", name=name, state=state)
-            self.emit(event="node", node=name, state=state)
-            self.residence.look_after(name)
-
     # Watching
 
     def emit(self, **event: Any) -> None:
@@ -832,33 +675,17 @@ class Node:
 
         return families(self)
 
-    def _everything(self) -> list[Observed]:
-        names = (*self.sites, *(DATABASE + name for name in self.databases))
-        return [self.observed(name) for name in names]
+    def served(self) -> list[str]:
+        """All sites and databases, called as their placements are."""
+        return [*self.sites, *(DATABASE + name for name in self.databases)]
 
     def _changed(self, name: str) -> None:
-        self._report(name)
+        self.membership.report(name)
         self._on_change.fire(name)
         if self.watching and (observed := self.plane.observed(name)) is not None:
             self.watching.look(observed)
-
-    def _report(self, name: str) -> None:
-        """Tell the others that a hold is drained here, once it is."""
-        placement = self.placements.get(name)
-        if self.cluster.alone or placement is None:
-            return
-        if (observed := self._drained(placement)) is None:
-            self._reported.pop(name, None)
-        elif self._reported.get(name) != placement.generation:
-            self._reported[name] = placement.generation
-            self.cluster.report(observed, {})
 
     @property
     def pid(self) -> int:
         """Of this process."""
         return os.getpid()
-
-
-def _none_of(placement: Placement) -> Observed:
-    """What is reported of something held that is not served here: that nothing is in flight."""
-    return Observed(placement.site, placement.generation, placement.backend, placement.mode)

@@ -24,6 +24,7 @@ from awesomeproxy.cluster.alone import reported
 from awesomeproxy.cluster.interface import MEMBERS, ICluster, Member, Roll
 from awesomeproxy.following import Everything
 from awesomeproxy.joining import Surroundings
+from awesomeproxy.membership import Membership
 from awesomeproxy.model import Cluster, Observed, Placement, Receipt, Report
 from awesomeproxy.node import Node
 from awesomeproxy.registry.book import Book
@@ -131,11 +132,11 @@ class Fellow:
     identity = "fake"
     counters: ClassVar[Mapping[str, int]] = {}
 
-    def __init__(self, shared: Shared, registry: FollowedRegistry, node: Node) -> None:
+    def __init__(self, shared: Shared, registry: FollowedRegistry, host: Membership) -> None:
         self._shared = shared
         self._registry = registry
-        self._host = node
-        self.node = node.settings.name
+        self._host = host
+        self.node = host.settings.name
         self._functions: dict[str, Callable[..., Any]] = {}
         self.callbacks: list[Callable[[str, str], None]] = []
         self.asked: list[str] = []
@@ -149,7 +150,7 @@ class Fellow:
             view = self._registry.view
             change = Everything(
                 list(view.placements),
-                list({**dict.fromkeys(self._host.added), **view.definitions}),
+                list({**dict.fromkeys(self._host.following.tables), **view.definitions}),
                 list({**dict.fromkeys(self._host.others), **view.entries}),
             )
             for callback in self._registry.on_change:
@@ -266,9 +267,9 @@ class Nodes:
         await node.start(lambda path: succeed(_NoPort()))  # type: ignore[arg-type]
         return node
 
-    async def _enter(self, node: Node) -> Surroundings:
-        registry = FollowedRegistry(self.shared, node.settings.name)
-        cluster: ICluster = Fellow(self.shared, registry, node)
+    async def _enter(self, host: Membership) -> Surroundings:
+        registry = FollowedRegistry(self.shared, host.settings.name)
+        cluster: ICluster = Fellow(self.shared, registry, host)
         any_registry: Any = registry
         return Surroundings(any_registry, registry.view, registry.on_change, cluster)
 

@@ -364,7 +364,7 @@ async def test_a_migration_that_another_node_takes_over_is_left_to_it(tmp_path: 
         (entry,) = await nodes["web2"].registry.unfinished()
         taken = await nodes["web2"].registry.take_over(entry.id, entry.owner, entry.life)
         assert taken.owner == "web2"
-        nodes["web2"].take_up([taken])
+        nodes["web2"].membership.take_up([taken])
         with pytest.raises((LeftUnfinished, RolledBack)):
             await migration
         await eventually(lambda: modes(nodes) == {(Mode.OPEN, "on0")}, "the way back")
@@ -405,12 +405,12 @@ async def test_what_is_withheld_waits_whatever_the_registry_says(tmp_path: Path)
 
     async def test(nodes: Nodes, origins: list[Origin]) -> None:
         await defined(nodes, *origins)
-        nodes["web1"].withhold("the registry cannot be reached")
+        nodes["web1"].membership.withhold("the registry cannot be reached")
         client = await connect(nodes, "web1")
         await eventually(lambda: nodes["web1"].plane.sites["blog"].gate.waiting, "a held request")
         assert nodes["web1"].observed("blog").trouble == "the registry cannot be reached"
         assert await ask(nodes, "web2") == 200
-        nodes["web1"].withhold("")
+        nodes["web1"].membership.withhold("")
         assert (await client.answer()).status == 200
         client.abort()
 

@@ -13,9 +13,15 @@ from awesomeproxy.registry.interface import Entry
 class ClusterHost(Protocol):
     """The node."""
 
-    reactor: Any
-    settings: Settings
     permit: Permit
+
+    @property
+    def reactor(self) -> Any:
+        """The node's."""
+
+    @property
+    def settings(self) -> Settings:
+        """The node's, as they are now."""
 
     def held(self) -> list[Observed]:
         """All that is to be held and is drained here, for the others to know."""

@@ -128,7 +128,7 @@ def _of_cluster(node: Node) -> Iterator[Metric]:
     yield _gauge(
         "withheld",
         "Whether this node holds all sites for want of the registry.",
-        bool(node.withheld),
+        bool(node.membership.withheld),
     )
     states = Counter(member.state for member in cluster.members())
     yield from _pieces(
