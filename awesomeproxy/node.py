@@ -35,7 +35,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from awesomeproxy import company, config, joining
+from awesomeproxy import company, joining
 from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.answering import Answering
 from awesomeproxy.certifying import Certifying
@@ -56,6 +56,7 @@ from awesomeproxy.model import (
     Database,
     Desired,
     DesiredDatabase,
+    Filesystem,
     Generation,
     Mode,
     Observed,
@@ -71,7 +72,6 @@ from awesomeproxy.proxy.health import Unwell, check, connect
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.registry.interface import Conflict, Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
-from awesomeproxy.reloading import differences, unchanged_kept
 from awesomeproxy.residence import MOUNTED_ON, Residence
 from awesomeproxy.watching import Watching
 
@@ -79,9 +79,6 @@ log = Logger()
 
 TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
 CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
-# What only a restart changes, and what it is called in the file.
-FIXED = {key: f"node.{key}" for key in ("name", "state_dir", "control", "access_log")}
-FIXED["cluster"] = "cluster"
 
 
 class Stopping(Exception):
@@ -131,7 +128,7 @@ class Node:
         self.residence = Residence(self)
         self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
-        self._metrics = Listening(reactor, self._families)
+        self.metrics = Listening(reactor, self._families)
         self.stopping = False
 
     def __repr__(self) -> str:
@@ -198,7 +195,7 @@ class Node:
         )
         await self.place(sites.values())
         await self.place(settings.databases.values())
-        await self._place_filesystems(settings)
+        await self.place_filesystems(settings.filesystems.values())
         await self.residence.start(settings.filesystems)
         for site in sites.values():
             self.define(site)
@@ -209,7 +206,7 @@ class Node:
         self.moves.take_up(left)
         self.residence.begin()
         self._control = await listen_control(settings.control)
-        async with self._metrics.at(settings.metrics) as take:
+        async with self.metrics.at(settings.metrics) as take:
             take()
         await self.plane.listen(settings.listen, settings.databases.values())
         for name in settings.databases:
@@ -249,7 +246,7 @@ class Node:
             await self.plane.stop(self.settings.drain_time)
         self._on_change.fire_all(Outcome.REFUSED)
         self.pauses.forget_expiries()
-        async with self._metrics.at("") as take:
+        async with self.metrics.at("") as take:
             take()
         if self._control is not None:
             await maybeDeferred(self._control.stopListening)
@@ -283,10 +280,9 @@ class Node:
             for each in defined
         )
 
-    async def _place_filesystems(self, settings: Settings) -> None:
-        await self._place_new(
-            Placement(FILESYSTEM + each.name, each.node) for each in settings.filesystems.values()
-        )
+    async def place_filesystems(self, defined: Iterable[Filesystem]) -> None:
+        """The same for filesystems."""
+        await self._place_new(Placement(FILESYSTEM + each.name, each.node) for each in defined)
 
     async def _place_new(self, firsts: Iterable[Placement]) -> None:
         new = [first for first in firsts if first.site not in self.placements]
@@ -329,103 +325,6 @@ class Node:
         self.pauses.forget_expiry(name)
         self.tell_changed(name)
         self.emit(event="removed", site=name)
-
-    async def reload(self) -> dict[str, list[str]]:
-        """Read the configuration file again and converge to it.
-
-        :return: the names of sites ``added``, ``changed`` and ``removed``; what
-            :func:`~awesomeproxy.reloading.differences` says; the files of ``certificates``
-            that are used from now on, or no more; under ``restart`` the keys that have
-            changed and need one; and under ``warnings`` what is wrong with certificates.
-        :raise ConfigError, RegistryError, OSError, CannotListenError, Stopping: it cannot
-            be; nothing has changed.
-        """
-        async with self.changing():
-            settings = unchanged_kept(self.settings, config.load(self.path))
-            misfits: dict[str, str] = {}
-            if self.cluster.alone:
-                sites = compose(settings, self.added)
-            else:
-                sites, misfits = self.membership.following.fitting(settings)
-            self._check(sites, settings)
-            # What may fail comes first; all the rest happens in one turn.
-            await self.place(sites.values())
-            await self._place_filesystems(settings)
-            await self.place(settings.databases.values())
-            async with (
-                self.certifying.reading(settings.tls) as take,
-                self._metrics.at(settings.metrics) as move_metrics,
-            ):
-                self.plane.access_log.reopen()
-                await self.plane.listen(settings.listen, settings.databases.values())
-                move_metrics()
-                before, self.misfits = self.misfits, misfits
-                result, known = self._take_over(settings, sites, take())
-                for name in (before.keys() ^ misfits.keys()) & self.sites.keys():
-                    self.adopt(self.placements[name])
-        await known
-        return result
-
-    def _check(self, sites: Mapping[str, Site], settings: Settings) -> None:
-        """Whether there may be these sites and settings instead of the present ones."""
-        present: list[Site | Database] = [*self.sites.values(), *self.databases.values()]
-        wanted: list[Site | Database] = [*sites.values(), *settings.databases.values()]
-        unserved = misplaced(present, self.placements)
-        wrong = misplaced(wanted, self.placements)
-        problems = [problem for name, problem in wrong.items() if name not in unserved]
-        for table, before, after, prefix in (
-            ("sites", self.sites, sites, ""),
-            ("databases", self.databases, settings.databases, DATABASE),
-            ("filesystems", self.settings.filesystems, settings.filesystems, FILESYSTEM),
-        ):
-            problems += [
-                f"{table}.{name}: it is being migrated to {migration.target}; "
-                "reload when that is done"
-                for name, defined in before.items()
-                if (migration := self.moves.of(prefix + name)) and after.get(name) != defined
-            ]
-        if problems:
-            raise config.ConfigError(problems)
-
-    def _take_over(
-        self, settings: Settings, sites: Mapping[str, Site], certificates: list[str]
-    ) -> tuple[dict[str, list[str]], Deferred[Outcome]]:
-        """All at once; the Deferred fires when it is known what is mounted."""
-        result: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
-        result["certificates"] = certificates
-        before = self.settings
-        kept = {key: getattr(before, key) for key in FIXED}
-        result["restart"] = [
-            called for key, called in FIXED.items() if getattr(settings, key) != kept[key]
-        ]
-        self.settings = replace(settings, **kept)
-        result |= differences(before, self.settings)
-        if settings.max_connections != before.max_connections:
-            self.plane.max_connections = affordable(settings.max_connections)
-        known = self.residence.configure(settings.filesystems)
-        self.keeper.configure(settings.acme)
-        self.plane.contexts.forget()  # the files they were made of may have changed
-        for name in [name for name in self.sites if name not in sites]:
-            self.undefine(name)
-            result["removed"].append(name)
-        for name, site in sites.items():
-            if name not in self.sites:
-                result["added"].append(name)
-            elif site != self.sites[name]:
-                result["changed"].append(name)
-            else:
-                continue
-            self.define(site)
-        for name in [name for name in self.databases if name not in settings.databases]:
-            self.undefine_database(name)
-        for name, database in settings.databases.items():
-            if database != self.databases.get(name):
-                self.define_database(database)
-        result["warnings"] = list(self.certifying.certificates.problems)
-        self.plane.held.max_requests = settings.max_held
-        self.plane.held.max_bytes = settings.max_held_bytes
-        self.emit(event="reloaded", **result)
-        return result, known
 
     # Desired and observed
 

@@ -32,6 +32,7 @@ from awesomeproxy.control.server import listen as listen_control
 from awesomeproxy.control.text import Style
 from awesomeproxy.node import Node
 from awesomeproxy.registry.interface import RegistryError
+from awesomeproxy.reloading import reload
 
 log = Logger()
 
@@ -110,7 +111,7 @@ class NodeService(Service):
         self._reactor.callFromThread(function)
 
     def _reload(self) -> None:
-        deferred = Deferred.fromCoroutine(self._node.reload())
+        deferred = Deferred.fromCoroutine(reload(self._node))
         deferred.addCallbacks(
             lambda result: log.info("reloaded: {what}", what=reloaded(result, Style())),
             lambda failure: log.error(

@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
-from awesomeproxy import company, config
+from awesomeproxy import company, config, reloading
 from awesomeproxy.composing import SOURCE, adding, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrating import InTheWay, NotMigrating
@@ -233,7 +233,7 @@ async def certificates(node: Node, call: Call) -> Mapping[str, Any]:
 async def reload(node: Node, call: Call) -> Mapping[str, Any]:
     """Read the configuration file again."""
     try:
-        return await node.reload()
+        return await reloading.reload(node)
     except config.ConfigError as problem:
         raise CommandFailed(said(problem)) from None
     except (RegistryError, CannotListenError, OSError) as problem:
