@@ -23,6 +23,7 @@ from awesomeproxy.model import (
     Site,
 )
 from awesomeproxy.proxy.plane import Plane
+from awesomeproxy.trials import Trials
 
 ANSWER_IN = 1.0  # seconds; who has not answered by then is left out
 
@@ -35,12 +36,10 @@ class Host(Protocol):
     settings: Settings
     sites: dict[str, Site]
     databases: dict[str, Database]
+    trials: Trials
 
     def placement(self, name: str) -> Placement:
         """Where something is placed."""
-
-    def try_out(self, name: str, backend: str, generation: Generation, admits: list[str]) -> None:
-        """Have a held database on ``backend`` for those who may connect to it."""
 
     @property
     def migrating(self) -> Migrating:
@@ -110,9 +109,9 @@ class Answering:
         return self._host.plane.cut(name)
 
     def trial(self, tried: Mapping[str, tuple[str, Generation, list[str]]]) -> int:
-        """Let servers try databases that are held; see :meth:`Node.try_out`."""
+        """Let servers try databases that are held; see :meth:`Trials.begin`."""
         for name, (backend, generation, admits) in tried.items():
-            self._host.try_out(name, backend, generation, admits)
+            self._host.trials.begin(name, backend, generation, admits)
         return len(tried)
 
     def stop(self, site: str, reason: str) -> Deferred[dict[str, str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -285,18 +283,6 @@ class Moves:
             return None
         return PgBouncer(self.shell(self._host.settings.name), database.pgbouncer)
 
-    async def admitted(self, plan: Plan) -> frozenset[str]:
-        """The addresses from which the servers of a plan's sites connect."""
-        names = {
-            server.host or "127.0.0.1"
-            for member in plan.members
-            if member.is_site
-            for server in self._host.sites[member.name].backends[member.target].servers
-        }
-        return frozenset(
-            [address for name in names for address in await deferToThread(_addresses, name)]
-        )
-
     # Nodes
 
     def shell(self, node: str) -> Shell:
@@ -344,11 +330,3 @@ def _directory(called: str) -> str:
     if path.lstat().st_uid == os.geteuid() and path.is_dir():
         return str(path)
     return tempfile.mkdtemp(prefix="awesomeproxy-ssh-")  # somebody else has taken it
-
-
-def _addresses(name: str) -> list[str]:
-    """The addresses of a host; none if it has no such name."""
-    try:
-        return [str(info[4][0]) for info in socket.getaddrinfo(name, None)]
-    except OSError:
-        return []

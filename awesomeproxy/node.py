@@ -20,14 +20,12 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import (
     CancelledError,
     Deferred,
-    DeferredList,
     DeferredLock,
     maybeDeferred,
 )
@@ -68,17 +66,15 @@ from awesomeproxy.model import (
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
-from awesomeproxy.proxy.health import Unwell, check, connect
 from awesomeproxy.proxy.plane import Plane
+from awesomeproxy.proxy.wellness import check_backend
 from awesomeproxy.registry.interface import Conflict, Entry, IRegistry
 from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.residence import MOUNTED_ON, Residence
+from awesomeproxy.trials import Trials
 from awesomeproxy.watching import Watching
 
 log = Logger()
-
-TRIAL_IN = 2.0  # seconds that other nodes have to let servers try a database
-CHECK_TIMEOUT = 2.0  # seconds, of a server that has no health check configured
 
 
 class Stopping(Exception):
@@ -124,7 +120,7 @@ class Node:
         self.moves = Moves(self)
         self.membership = Membership(self, enter)
         self.migrating = Migrating(self)
-        self._admitted: dict[str, frozenset[str]] = {}  # who passes the gate of a held database
+        self.trials = Trials(self)
         self.residence = Residence(self)
         self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
         self._rousing: set[Deferred[None]] = set()
@@ -347,7 +343,7 @@ class Node:
         if known is not None and known.generation + heard > placement.generation:
             return
         if heard:
-            self._admitted.pop(name, None)
+            self.trials.end(name)
             if placement.by.startswith(MOUNTED_ON):
                 self.residence.doubt(name)
         self.placements[name] = placement
@@ -360,7 +356,7 @@ class Node:
             if database is None:
                 self.membership.report(name)
                 return
-            admits = self._admitted.get(name, frozenset())
+            admits = self.trials.admitted(name)
             absent = self._absent(database, placement)
             self.plane.apply_database(DesiredDatabase(database, placement, admits, absent))
             self._watch_expiry(placement)
@@ -439,31 +435,7 @@ class Node:
 
     def check(self, site: str, backend: str) -> Deferred[None]:
         """Ask a backend's servers past the gate; fails unless one of them is well."""
-        if site.startswith(DATABASE):
-            database = self.databases[site.removeprefix(DATABASE)]
-            return Deferred.fromCoroutine(
-                connect(self.reactor, database.backends[backend].server, CHECK_TIMEOUT)
-            )
-        return Deferred.fromCoroutine(self._ask(self.sites[site], backend))
-
-    async def _ask(self, site: Site, backend: str) -> None:
-        asked = site.backends[backend]
-        timeout = CHECK_TIMEOUT if asked.health is None else asked.health.timeout
-        host = site.hosts[0].removeprefix("*.")
-        servers = self.plane.sites[site.name].backends[backend].servers
-        results = await DeferredList(
-            [check(self.plane, server, asked.health, host, timeout) for server in servers],
-            consumeErrors=True,
-        )
-        for server, (success, _) in zip(servers, results, strict=True):
-            if success:  # or held requests would wait for its health to rise in its own time
-                server.recover()
-        if not any(success for success, _ in results):
-            why = "; ".join(
-                f"{server}: {getattr(failure, 'value', failure)}"
-                for server, (_, failure) in zip(asked.servers, results, strict=True)
-            )
-            raise Unwell(f"no server of {backend} is well: {why}")
+        return Deferred.fromCoroutine(check_backend(self.plane, site, backend))
 
     async def release(self, name: str, by: str) -> Placement:
         """Open a site's gate, whatever state it is in.
@@ -504,38 +476,6 @@ class Node:
     def wake(self, database: str) -> Deferred[None]:
         """Have it let them go on."""
         return Deferred.fromCoroutine(self.moves.wake(database.removeprefix(DATABASE)))
-
-    def admit(self, plan: Plan) -> Deferred[None]:
-        """Let the servers that sites are going to have connect to held databases."""
-        return Deferred.fromCoroutine(self._admit(plan))
-
-    async def _admit(self, plan: Plan) -> None:
-        held = [member.name for member in plan.members if member.is_database]
-        if held:
-            admits = await self.moves.admitted(plan)
-            tried = {}
-            for name in held:
-                placement = self.placements[name]
-                self.try_out(name, placement.backend, placement.generation, list(admits))
-                tried[name] = (placement.backend, placement.generation, list(admits))
-            if not self.cluster.alone:  # servers may reach a database through any node
-                await self.cluster.ask("trial", {"tried": tried}, TRIAL_IN)
-
-    def try_out(self, name: str, backend: str, generation: Generation, admits: list[str]) -> None:
-        """Have a held database on ``backend`` for those who try it; a newer placement ends that.
-
-        :param admits: the addresses of who may connect to it.
-        """
-        placement = self.placements.get(name)
-        if placement is not None and placement.generation == generation:
-            self._admitted[name] = frozenset(admits)
-            self.adopt(replace(placement, backend=backend))
-
-    def dismiss(self, plan: Plan) -> None:
-        """Let nobody past them any more."""
-        for member in plan.members:
-            if self._admitted.pop(member.name, None) is not None:
-                self.adopt(self.placements[member.name])
 
     def moving(self, name: str) -> bool:
         """Whether a migration has to do with it, one that cannot be taken up among them."""

@@ -18,7 +18,7 @@ from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.carriage import Carriage
 from awesomeproxy.migrate.engine import Migration
-from awesomeproxy.migrate.host import Counted
+from awesomeproxy.migrate.host import Counted, Trials
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.model import Observed, Outcome, Placement
 from awesomeproxy.movers.interface import Estimate
@@ -189,6 +189,10 @@ class House:
 
     def wake(self, database: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self.script.do("wake", database))
+
+    @property
+    def trials(self) -> Trials:
+        return self
 
     def admit(self, plan: Plan) -> Deferred[None]:
         self.admitted = [member.name for member in plan.members if member.is_database]

@@ -20,7 +20,7 @@ from awesomeproxy.cluster.alone import Alone
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.engine import Migration, RolledBack
-from awesomeproxy.migrate.host import Counted
+from awesomeproxy.migrate.host import Counted, Trials
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import recover
 from awesomeproxy.model import Counters, Ledger, Mode, Observed, Outcome, Placement
@@ -110,6 +110,10 @@ class Node:
 
     def wake(self, database: str) -> Deferred[None]:
         return succeed(None)
+
+    @property
+    def trials(self) -> Trials:
+        return self
 
     def admit(self, plan: Plan) -> Deferred[None]:
         return succeed(None)

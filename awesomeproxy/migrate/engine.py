@@ -348,7 +348,7 @@ class Migration:
         self._barrier.switch()
         await self._enter("verify")
         if self._carriage is not None:
-            await self._guard(self._host.admit(self.plan))
+            await self._guard(self._host.trials.admit(self.plan))
             await self._try()
         else:
             await self._check()
@@ -365,7 +365,7 @@ class Migration:
 
     async def _release(self) -> Ledger:
         """Everything is on the target: let it be used."""
-        self._host.dismiss(self.plan)
+        self._host.trials.dismiss(self.plan)
         self._barrier.adopt()
         await self._enter("release")
         last = await self._barrier.open(self._barrier.forward(), self._by, self._opened)
@@ -402,7 +402,7 @@ class Migration:
         self._final = True
         if self._carriage is not None:
             self._carriage.begin_undoing()
-        self._host.dismiss(self.plan)
+        self._host.trials.dismiss(self.plan)
         try:
             await self._barrier.give_up()
         except RegistryError as problem:  # then it is heard of
@@ -419,7 +419,7 @@ class Migration:
             self._begin("")
             raise RolledBack(reason, step, await self._ledger("rolled back", reason))
         self._begin("roll back")
-        self._host.dismiss(self.plan)
+        self._host.trials.dismiss(self.plan)
         if self._carriage is not None:
             self._carriage.begin_undoing()
         await self._hook("before", "roll back")
@@ -479,11 +479,11 @@ class Migration:
             await self._endure(self._until_well())
         except Exception as problem:
             self._trouble("stop", problem)
-        self._host.dismiss(self.plan)
+        self._host.trials.dismiss(self.plan)
 
     async def _until_well(self) -> None:
         back, late = self._barrier.back(), self._host.reactor.seconds() + START_IN
-        await self._host.admit(self.plan.reversed())
+        await self._host.trials.admit(self.plan.reversed())
         for member in self.plan.moving:
             # Who was paused before is not asked anything.
             while member.has_gate and back[member.name].mode is Mode.OPEN:

@@ -17,6 +17,16 @@ Counts = Mapping[str, tuple[Counters, float]]
 Counted = Mapping[str, Counts]  # by node
 
 
+class Trials(Protocol):
+    """Those who are going to use held databases try them."""
+
+    def admit(self, plan: Plan) -> Deferred[None]:
+        """Let the servers that sites are going to have connect to held databases."""
+
+    def dismiss(self, plan: Plan) -> None:
+        """Let nobody past them any more."""
+
+
 class Host(Protocol):
     """The node, as a migration sees it.  Names are those of placements."""
 
@@ -52,11 +62,9 @@ class Host(Protocol):
     def wake(self, database: str) -> Deferred[None]:
         """Have it let them go on; nothing happens if it does already."""
 
-    def admit(self, plan: Plan) -> Deferred[None]:
-        """Let the servers that sites are going to have connect to held databases."""
-
-    def dismiss(self, plan: Plan) -> None:
-        """Let nobody past them any more."""
+    @property
+    def trials(self) -> Trials:
+        """Those of held databases."""
 
     def cut(self, site: str) -> Deferred[int]:
         """Break off what is in flight, on all nodes; fires with how much that was."""

@@ -22,12 +22,11 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from awesomeproxy.model import HealthCheck, Server
+from awesomeproxy.model import HealthCheck
 from awesomeproxy.proxy.fields import Field
 from awesomeproxy.proxy.messages import Malformed, response_of
 from awesomeproxy.proxy.multiplex import WINDOW, Multiplex
@@ -295,21 +294,3 @@ class Probe:
     def _silent(self, failure: Failure, deferred: Deferred[None]) -> None:
         if deferred in self._running:
             self._running.remove(deferred)
-
-
-async def connect(reactor: Any, server: Server, timeout: float) -> None:
-    """See that a server takes connections; nothing is said to it.
-
-    :param timeout: seconds that it has.
-    :raise Unwell: it does not.
-    """
-    endpoint: Any
-    if server.path:
-        endpoint = UNIXClientEndpoint(reactor, server.path, timeout)  # type: ignore[no-untyped-call]
-    else:
-        endpoint = HostnameEndpoint(reactor, server.host.encode(), server.port, timeout)
-    try:
-        protocol = await connectProtocol(endpoint, Protocol())  # type: ignore[no-untyped-call]
-    except Exception as problem:
-        raise Unwell(f"{server}: {problem}") from None
-    protocol.transport.abortConnection()
