@@ -8,40 +8,27 @@ database's sake go on with it; one that was paused for itself stays so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from awesomeproxy.model import DATABASE, Database, Mode, Observed, Placement, Receipt, Site
+from awesomeproxy.model import DATABASE, Database, Mode, Placement, Receipt, Site
 from awesomeproxy.pausing import Pauses, Then
+from awesomeproxy.poolers import Poolers
 
 log = Logger()
-
-WAKE_TRIES = 10
-TRY_AGAIN = 1.0  # seconds between them
 
 
 class Host(Protocol):
     """What is asked of the node."""
 
-    reactor: Any
     sites: dict[str, Site]
     databases: dict[str, Database]
     pauses: Pauses
+    poolers: Poolers
 
     def placement(self, name: str) -> Placement:
         """Where something is placed."""
-
-    def observed(self, name: str) -> Observed:
-        """What the workers report of it."""
-
-    def quieten(self, database: str) -> Deferred[None]:
-        """Have a pooler keep its clients waiting."""
-
-    def wake(self, database: str) -> Deferred[None]:
-        """Have it let them go on."""
 
 
 def users(host: Host, name: str) -> list[str]:
@@ -85,7 +72,7 @@ async def pause(
                 held.append(site)
                 progress("hold", f"hold {site}, which uses it")
                 await hold(site, host.sites[site].drain.time, by)
-        await host.quieten(name)
+        await host.poolers.quieten(name)
         return await hold(name, database.drain.time, "pause")
     except BaseException:
         await _let_go(host, name, held)
@@ -102,27 +89,9 @@ async def resume(host: Host, name: str) -> Placement:
     return placement
 
 
-async def rouse(host: Host, name: str) -> None:
-    """Have a pooler in front of an open database let its clients go on, if need be later.
-
-    It may still keep them waiting: the end of a pause has come by itself, or the daemon
-    has died before it had written down that the database was to be held.
-    """
-    for _ in range(WAKE_TRIES):
-        if host.placement(name).mode is not Mode.OPEN:
-            return
-        try:
-            return await host.wake(name)
-        except CancelledError:
-            raise
-        except Exception as problem:
-            log.error("{name}: {why}", name=name, why=problem)
-        await deferLater(host.reactor, TRY_AGAIN)
-
-
 async def _let_go(host: Host, name: str, sites: list[str]) -> None:
     try:
-        await host.wake(name)
+        await host.poolers.wake(name)
     except Exception as problem:
         log.error("{name}: {why}", name=name, why=problem)
     for site in sites:

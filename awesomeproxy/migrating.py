@@ -7,7 +7,7 @@ another node has begun is called off by asking that node.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Protocol
 
 from awesomeproxy.cluster.interface import ICluster
@@ -140,6 +140,16 @@ class Migrating:
                 plan, max_pause=max_pause, force=force, by=by, progress=progress
             )
         return await running
+
+    async def make_way(self, name: str, reason: str) -> None:
+        """Have no migration hold it: one that has not committed is rolled back, another ends."""
+        migration = self._host.moves.of(name)
+        if migration is not None:
+            migration.stop(reason)
+            await migration.ended.wait()
+        elif self.entry_of(name) is not None:
+            with suppress(InTheWay, NotMigrating):  # then it has come to its end, or will not
+                await self.stop(name, reason)
 
     async def stop(self, site: str, reason: str) -> str:
         """Call off the migration that has to do with ``site``, wherever it runs.

@@ -27,10 +27,10 @@ from awesomeproxy.migrate.loading import Loading
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable, World, read
 from awesomeproxy.migrate.recovery import recover
-from awesomeproxy.model import DATABASE, Ledger, Placement, Reach, Settings, Site
+from awesomeproxy.model import Ledger, Placement, Reach, Settings, Site
 from awesomeproxy.movers.interface import Estimate
-from awesomeproxy.movers.pgbouncer import PgBouncer
 from awesomeproxy.movers.shell import Shell
+from awesomeproxy.poolers import Poolers
 from awesomeproxy.registry.interface import Entry
 
 log = Logger()
@@ -42,6 +42,10 @@ class Host(MigrationHost, Protocol):
     settings: Settings
     sites: dict[str, Site]
     placements: dict[str, Placement]
+
+    @property
+    def poolers(self) -> Poolers:
+        """Those in front of databases."""
 
     def moved(self, plan: Plan) -> None:
         """A migration has ended, one way or the other."""
@@ -190,9 +194,7 @@ class Moves:
         try:
             plan = read(entry)
             pooled = any(
-                self._pooler(member.name.removeprefix(DATABASE))
-                for member in plan.members
-                if member.is_database
+                self._host.poolers.has(member.name) for member in plan.members if member.is_database
             )
             return pooled or self._loader(self.world(sites), plan) is not None
         except Unmovable:  # then nobody knows what has to be undone
@@ -258,30 +260,6 @@ class Moves:
             )
         else:
             log.failure("{site}: recovery has failed", failure, site=entry.site)
-
-    # Databases
-
-    async def quieten(self, name: str) -> None:
-        """Have the PgBouncer in front of a database, if there is one, pause it.
-
-        :raise MoverError: it cannot, and its clients go on.
-        """
-        if (pooler := self._pooler(name)) is not None:
-            await pooler.pause(self._host.settings.databases[name].drain.time)
-
-    async def wake(self, name: str) -> None:
-        """Have it go on.
-
-        :raise MoverError: it cannot be told.
-        """
-        if (pooler := self._pooler(name)) is not None:
-            await pooler.resume()
-
-    def _pooler(self, name: str) -> PgBouncer | None:
-        database = self._host.settings.databases.get(name)
-        if database is None or database.pgbouncer is None:
-            return None
-        return PgBouncer(self.shell(self._host.settings.name), database.pgbouncer)
 
     # Nodes
 

@@ -8,7 +8,6 @@ that is not written down, and whoever loses a race is told who has won it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import (
     AsyncIterator,
@@ -19,7 +18,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,8 @@ from twisted.internet.defer import (
 )
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from awesomeproxy import company, joining
+from awesomeproxy import joining
 from awesomeproxy.acme.keeper import Keeper
 from awesomeproxy.answering import Answering
 from awesomeproxy.certifying import Certifying
@@ -47,7 +45,7 @@ from awesomeproxy.membership import Enter, Membership
 from awesomeproxy.metrics.listening import Listening
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrate.plan import Plan
-from awesomeproxy.migrating import InTheWay, Migrating, NotMigrating
+from awesomeproxy.migrating import Migrating
 from awesomeproxy.model import (
     DATABASE,
     FILESYSTEM,
@@ -55,7 +53,6 @@ from awesomeproxy.model import (
     Desired,
     DesiredDatabase,
     Filesystem,
-    Generation,
     Mode,
     Observed,
     Outcome,
@@ -66,6 +63,7 @@ from awesomeproxy.model import (
 from awesomeproxy.movers.shell import Shell
 from awesomeproxy.moving import Moves
 from awesomeproxy.pausing import Pauses
+from awesomeproxy.poolers import Poolers
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.proxy.wellness import check_backend
 from awesomeproxy.registry.interface import Conflict, Entry, IRegistry
@@ -117,13 +115,12 @@ class Node:
         self.cluster: ICluster = Alone(self, settings.name)
         self.answering.begin()
         self.pauses = Pauses(self)
+        self.poolers = Poolers(self)
         self.moves = Moves(self)
         self.membership = Membership(self, enter)
         self.migrating = Migrating(self)
         self.trials = Trials(self)
         self.residence = Residence(self)
-        self._opened: dict[str, Generation] = {}  # databases, and nobody here has done it yet
-        self._rousing: set[Deferred[None]] = set()
         self.metrics = Listening(reactor, self._families)
         self.stopping = False
 
@@ -207,7 +204,7 @@ class Node:
         await self.plane.listen(settings.listen, settings.databases.values())
         for name in settings.databases:
             if self.placements[DATABASE + name].mode is Mode.OPEN:
-                self._rouse(DATABASE + name)
+                self.poolers.rouse(DATABASE + name)
         self.keeper.start()
         log.info(
             "{name} serves {count} sites on {addresses}",
@@ -234,8 +231,7 @@ class Node:
         if hasattr(self, "certifying"):
             await self.certifying.stop()
         await self.pauses.call_off("the daemon is stopping")
-        for rousing in list(self._rousing):
-            rousing.cancel()
+        self.poolers.stop()
         await self.moves.stop("the daemon is stopping")
         self.residence.stop()
         if hasattr(self, "plane"):
@@ -324,10 +320,6 @@ class Node:
 
     # Desired and observed
 
-    def site(self, name: str) -> Site:
-        """The definition of a site."""
-        return self.sites[name]
-
     def placement(self, name: str) -> Placement:
         """Where a site is placed."""
         return self.placements[name]
@@ -360,12 +352,11 @@ class Node:
             absent = self._absent(database, placement)
             self.plane.apply_database(DesiredDatabase(database, placement, admits, absent))
             self._watch_expiry(placement)
-            if known is not None and (known.mode, placement.mode) == (Mode.HOLDING, Mode.OPEN):
-                self._opened[name] = placement.generation
-            if not heard and self._opened.pop(name, None) == placement.generation:
-                self._rouse(name)  # once, by who has opened it, though it may be heard of before
+            self.poolers.adopted(known, placement, heard=heard)
         elif name in self.sites:
-            self._apply(self.sites[name], placement)
+            site = self.sites[name]
+            self.plane.apply(Desired(site, placement, self._absent(site, placement)))
+            self._watch_expiry(placement)
         else:
             self.membership.report(name)
             return
@@ -380,23 +371,6 @@ class Node:
                 generation=placement.generation,
                 **event,
             )
-
-    def _rouse(self, name: str) -> None:
-        pooled = self.databases[name.removeprefix(DATABASE)].pgbouncer is not None
-        if pooled and not self.stopping and not self.moving(name):
-            rousing = Deferred.fromCoroutine(company.rouse(self, name))
-            self._rousing.add(rousing)
-
-            def roused(result: object) -> None:
-                self._rousing.discard(rousing)
-                if isinstance(result, Failure) and not isinstance(result.value, CancelledError):
-                    log.failure("{name}: cannot be roused", result, name=name)
-
-            rousing.addBoth(roused)
-
-    def _apply(self, site: Site, placement: Placement) -> None:
-        self.plane.apply(Desired(site, placement, self._absent(site, placement)))
-        self._watch_expiry(placement)
 
     def _absent(self, definition: Site | Database, placement: Placement) -> str:
         """Why it is held here, whatever its placement says; empty: it is not."""
@@ -437,25 +411,6 @@ class Node:
         """Ask a backend's servers past the gate; fails unless one of them is well."""
         return Deferred.fromCoroutine(check_backend(self.plane, site, backend))
 
-    async def release(self, name: str, by: str) -> Placement:
-        """Open a site's gate, whatever state it is in.
-
-        A migration that has not committed is rolled back by it, a pause that still
-        drains is called off.
-
-        :raise RegistryError: that could not be recorded; the site is as it was.
-        """
-        migration = self.moves.of(name)
-        if migration is not None:
-            migration.stop(f"the site was resumed by {by!r}")
-            await migration.ended.wait()
-        elif self.elsewhere(name):
-            with suppress(InTheWay, NotMigrating):  # then it has come to its end, or will not
-                await self.migrating.stop(name, f"the site was resumed by {by!r}")
-        if name.startswith(DATABASE):
-            return await company.resume(self, name)
-        return await self.pauses.resume(name, by)
-
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         """Fires when a filesystem is mounted on a node; fails if it is not in good time."""
         return self.residence.wait(filesystem.removeprefix(FILESYSTEM), node)
@@ -468,14 +423,6 @@ class Node:
         """It is seen that a filesystem is not to be used any more, which may be moving."""
         if (migration := self.moves.of(filesystem)) is not None:
             migration.lost(filesystem, node, why)
-
-    def quieten(self, database: str) -> Deferred[None]:
-        """Have a pooler in front of a database, if there is one, keep its clients waiting."""
-        return Deferred.fromCoroutine(self.moves.quieten(database.removeprefix(DATABASE)))
-
-    def wake(self, database: str) -> Deferred[None]:
-        """Have it let them go on."""
-        return Deferred.fromCoroutine(self.moves.wake(database.removeprefix(DATABASE)))
 
     def moving(self, name: str) -> bool:
         """Whether a migration has to do with it, one that cannot be taken up among them."""
@@ -523,8 +470,3 @@ class Node:
         self._on_change.fire(name)
         if self.watching and (observed := self.plane.observed(name)) is not None:
             self.watching.look(observed)
-
-    @property
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()

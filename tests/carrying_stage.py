@@ -18,7 +18,7 @@ from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.carriage import Carriage
 from awesomeproxy.migrate.engine import Migration
-from awesomeproxy.migrate.host import Counted, Trials
+from awesomeproxy.migrate.host import Counted, Poolers, Trials
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.model import Observed, Outcome, Placement
 from awesomeproxy.movers.interface import Estimate
@@ -183,6 +183,10 @@ class House:
 
     def usable(self, filesystem: str, node: str) -> Deferred[None]:
         return fail(ValueError(f"{node} has lost it")) if node in self.gone else succeed(None)
+
+    @property
+    def poolers(self) -> Poolers:
+        return self
 
     def quieten(self, database: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self.script.do("quieten", database))

@@ -123,7 +123,7 @@ async def test_a_receipt_has_a_report_of_every_node(tmp_path: Path) -> None:
         assert [report.node for report in receipt.workers] == ["web1", "web2"]
         assert {report.generation for report in receipt.workers} == {receipt.generation}
         assert not any(report.in_flight for report in receipt.workers)
-        await nodes["web2"].release("blog", "resume")
+        await nodes["web2"].pauses.resume("blog", "resume")
         await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.OPEN}, "the resume")
         client.abort()
 
@@ -174,7 +174,7 @@ async def test_a_resume_at_another_node_ends_a_pause_that_waits(tmp_path: Path) 
         server = await origins[0].accept()
         pausing = pause(nodes["web1"], "blog")
         await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
-        await nodes["web2"].release("blog", "resume")
+        await nodes["web2"].pauses.resume("blog", "resume")
         with pytest.raises(Overtaken) as caught:
             await pausing
         assert caught.value.winner.by == "resume"

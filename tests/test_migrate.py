@@ -20,7 +20,7 @@ from awesomeproxy.cluster.alone import Alone
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.migrate.engine import Migration, RolledBack
-from awesomeproxy.migrate.host import Counted, Trials
+from awesomeproxy.migrate.host import Counted, Poolers, Trials
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import recover
 from awesomeproxy.model import Counters, Ledger, Mode, Observed, Outcome, Placement
@@ -104,6 +104,10 @@ class Node:
 
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         return succeed(None)
+
+    @property
+    def poolers(self) -> Poolers:
+        return self
 
     def quieten(self, database: str) -> Deferred[None]:
         return succeed(None)

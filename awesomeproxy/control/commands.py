@@ -189,7 +189,11 @@ async def resume(node: Node, call: Call, site: str) -> Mapping[str, Any]:
     is_database = site.startswith(DATABASE)
     names = [site, *company.users(node, site)] if is_database else [site]
     held = Deferred.fromCoroutine(node.answering.held(names))  # nobody waits for that
-    placement = await node.release(site, "resume")
+    await node.migrating.make_way(site, "the site was resumed by 'resume'")
+    if is_database:
+        placement = await company.resume(node, site)
+    else:
+        placement = await node.pauses.resume(site, "resume")
     return {
         "site": site,
         "backend": placement.backend,

@@ -7,6 +7,7 @@ that says nothing for a second is named as silent, and its requests are in no su
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -67,7 +68,7 @@ async def status(node: Node, call: Call, site: str | None = None) -> Mapping[str
         "node": {
             "name": node.settings.name,
             "version": __version__,
-            "pid": node.pid,
+            "pid": os.getpid(),
             "uptime": round(time.time() - node.began, 3),
             "connections": len(plane.clients),
             "max_connections": plane.max_connections,

@@ -121,7 +121,7 @@ class Barrier:
         others = [member for member in self._plan.members if not member.is_site]
         await self._until_drained(self._sites(), wait)
         for member in self._databases():
-            await wait(self._host.quieten(member.name))
+            await wait(self._host.poolers.quieten(member.name))
         if self._databases() and not self._host.cluster.alone:
             held = {name: self._held(placement) for name, placement in self._ours.items()}
             await wait(Deferred.fromCoroutine(self._hold(held)))
@@ -260,7 +260,7 @@ class Barrier:
         """Have the clients of a pooler go on; it is not to be left asleep."""
         for _ in range(WAKE_TRIES):
             try:
-                return await self._host.wake(database)
+                return await self._host.poolers.wake(database)
             except Exception as problem:
                 log.error("{name}: {why}", name=database, why=problem)
             await deferLater(self._host.reactor, TRY_AGAIN)

@@ -27,6 +27,16 @@ class Trials(Protocol):
         """Let nobody past them any more."""
 
 
+class Poolers(Protocol):
+    """They stand in front of databases."""
+
+    def quieten(self, database: str) -> Deferred[None]:
+        """Have the pooler of a database, if there is one, keep its clients waiting."""
+
+    def wake(self, database: str) -> Deferred[None]:
+        """Have it let them go on; nothing happens if it does already."""
+
+
 class Host(Protocol):
     """The node, as a migration sees it.  Names are those of placements."""
 
@@ -56,11 +66,9 @@ class Host(Protocol):
     def usable(self, filesystem: str, node: str) -> Deferred[None]:
         """Look whether a filesystem is mounted on a node, writable; fails if it is not."""
 
-    def quieten(self, database: str) -> Deferred[None]:
-        """Have a pooler in front of a database, if there is one, keep its clients waiting."""
-
-    def wake(self, database: str) -> Deferred[None]:
-        """Have it let them go on; nothing happens if it does already."""
+    @property
+    def poolers(self) -> Poolers:
+        """Those in front of databases."""
 
     @property
     def trials(self) -> Trials:
