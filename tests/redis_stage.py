@@ -15,6 +15,14 @@ from pathlib import Path
 import pytest
 
 PATIENCE = 30.0  # seconds for a server to do what it was asked
+KEEP = (
+    "for _, k in ipairs(redis.call('KEYS', ARGV[1]..':*')) do redis.call('COPY', k, 'past:'..k) end"
+)
+LOSE = """
+for _, k in ipairs(redis.call('KEYS', ARGV[1]..':*')) do redis.call('DEL', k) end
+for _, k in ipairs(redis.call('KEYS', 'past:*')) do redis.call('RENAME', k, string.sub(k, 6)) end
+redis.call('HSET', ARGV[1]..':1:meta', 'run', 'another')
+"""
 
 
 def program(name: str) -> str:
@@ -86,6 +94,15 @@ class Redis:
         """What it answers, as redis-cli prints it."""
         argv = [program("redis-cli"), "-p", str(self.port), *words]
         return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+
+    def keep(self, prefix: str) -> None:
+        """Remember what there is now, for :meth:`lose`."""
+        self.ask("EVAL", KEEP, "0", prefix)
+
+    def lose(self, prefix: str) -> None:
+        """Have what there was then, as a replica that was promoted would: it has missed the
+        rest, and is another process."""
+        assert not self.ask("EVAL", LOSE, "0", prefix)
 
     def until(self, wanted: str, *words: str) -> None:
         """Wait until its answer has ``wanted`` in it."""

@@ -70,6 +70,11 @@ async def trouble(cluster: Cluster, home: Path, text: str) -> None:
         await opening.close()
 
 
+def deafen(registry: RedisRegistry) -> None:
+    """Have a node hear of no change until it asks."""
+    registry.link._channels[b"test:1:changes"] = lambda message: None
+
+
 @ensureDeferred
 async def test_what_one_changes_others_hear(server: Redis, tmp_path: Path) -> None:
     """It is in their copy before they ask, and they are told its name."""
@@ -147,7 +152,7 @@ async def test_who_has_heard_nothing_begins_no_second_migration(
 ) -> None:
     """What it is told of what it has asked about is not all that it has to know."""
     async with nodes(tmp_path, cluster_of(server)) as (one, two):
-        two.link._channels[b"test:1:changes"] = lambda message: None
+        deafen(two)
         await one.place(BLOG, 0)
         entry = await one.begin("blog", "web1", "web2", HOLD, 1)
         with pytest.raises(Busy) as caught:
@@ -237,6 +242,32 @@ async def test_what_redis_has_lost_a_node_gives_back(server: Redis, tmp_path: Pa
         assert one.counters["mended"] + two.counters["mended"] >= 1
         assert (await two.placements())["blog"] == held
         assert (await two.place(BLOG, 2)).generation == EPOCH + 1
+
+
+@ensureDeferred
+async def test_who_knows_more_gives_back_more(server: Redis, tmp_path: Path) -> None:
+    """Though another node was faster, which knew of an earlier change of the same record."""
+    async with nodes(tmp_path, cluster_of(server)) as (one, two):
+        await one.place(BLOG, 0)
+        await one.place(Placement("shop", "web1"), 0)
+        await one.place(Placement("wiki", "web1"), 0)
+        server.keep("test")
+        held = await one.place(HOLD, 1)
+        first = await one.begin("shop", "web1", "web2", Placement("shop", "web1"), 1)
+        await until(lambda: two.view.placements.get("blog") == held)
+        deafen(one)
+        opened = await two.place(BLOG, 2)
+        wiki = Placement("wiki", "web1")
+        second = await two.begin("wiki", "web1", "web2", wiki, 1)
+        await two.finish(second.id, "rolled back", wiki, 2, "it was tried")
+        server.lose("test")
+        one.link.renew("the test breaks it")
+        await until(lambda: one.link.ready and two.link.epoch == 1 and two.link.ready)
+        assert (await one.placements())["blog"] == opened
+        assert await one.unfinished() == [first]
+        third = await one.begin("blog", "web1", "web2", BLOG, 3)
+        assert [each.id for each in await two.history(None, 9)] == [third.id, second.id, first.id]
+        assert server.ask("ZRANGE", "test:1:finished", "0", "-1") == str(second.id)
 
 
 @ensureDeferred

@@ -172,7 +172,7 @@ class View:
         return item in getattr(self, name)
 
     def _body(self, name: str, item: str) -> tuple[str, str]:
-        """A record as it is written, and what that does to the gate."""
+        """A record as it is written, and what that does to the gate, or to the journal."""
         change = self._changes.get(f"{name}/{item}", "")
         if name == "placements":
             placement = self.placements.get(item)
@@ -184,9 +184,9 @@ class View:
         if name == "journal":
             number = int(item)
             unfinished = self.entries.get(number)
-            return (
-                entry_text(unfinished, change) if unfinished else self.ended.get(number, "")
-            ), ""
+            if unfinished:
+                return entry_text(unfinished, change), ""
+            return self.ended.get(number, ""), "finished"
         if name == "counters":
             return str(self.last_id), ""
         if name == "forgotten":

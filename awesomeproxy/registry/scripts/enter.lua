@@ -16,6 +16,7 @@ if known[4] ~= run or seen > epoch or (seen == epoch and ARGV[2] ~= '' and ARGV[
   local version = math.max(tonumber(known[5]), epoch * 4294967296)
   redis.call('HSET', meta, 'epoch', text(epoch), 'run', run, 'version', text(version))
   redis.call('HSET', P..'kept', text(epoch), known[5])
+  redis.call('DEL', P..'mended')
   for _, name in ipairs(redis.call('HKEYS', P..'awaited')) do redis.call('DEL', P..'drained:'..name) end   -- all report anew
   redis.call('PUBLISH', P..'changes', text(epoch)..' 0\n')   -- others on this server: enter again
 end
