@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from cluster_stage import Cluster as Stage
@@ -25,6 +26,7 @@ from awesomeproxy.registry.redis import RedisRegistry
 from awesomeproxy.registry.view import EPOCH
 from bench.cable import ip
 
+T = TypeVar("T")
 BLOG = Placement("blog", "web1")
 HOLD = replace(BLOG, mode=Mode.HOLDING)
 DOCUMENTED = Path(__file__).parent.parent / "docs" / "registry.md"
@@ -45,7 +47,7 @@ def cluster_of(*servers: Redis, **more: object) -> Cluster:
 
 @asynccontextmanager
 async def nodes(
-    directory: Path, cluster: Cluster, count: int = 2
+    directory: Path, cluster: Cluster, count: int = 2, **more: int
 ) -> AsyncIterator[list[RedisRegistry]]:
     """The registries of as many nodes."""
     opened = []
@@ -53,7 +55,7 @@ async def nodes(
         for number in range(1, count + 1):
             home = directory / f"web{number}"
             home.mkdir(exist_ok=True)
-            opened.append(await RedisRegistry.open(reactor, cluster, f"web{number}", home))
+            opened.append(await RedisRegistry.open(reactor, cluster, f"web{number}", home, **more))
         yield opened
     finally:
         await gatherResults([each.close() for each in opened])
@@ -204,6 +206,36 @@ async def test_a_change_whose_answer_is_lost_is_made_once(server: Redis, tmp_pat
             assert (await placing).generation == generation + 1
 
 
+async def unanswered(registry: RedisRegistry, server: Redis, change: Callable[[], Deferred[T]]) -> T:
+    """What a change comes to whose answer is lost, though Redis has made it."""
+    version = ("HGET", "test:1:meta", "version")
+    registry.link._connections[1].transport.pauseProducing()
+    before = server.ask(*version)
+    changing = change()
+    await until(lambda: server.ask(*version) != before)
+    registry.link.renew("the test breaks it")
+    return await changing
+
+
+@ensureDeferred
+async def test_a_change_that_was_made_is_known_as_ones_own(server: Redis, tmp_path: Path) -> None:
+    """Though its answer is lost: what it is refused for, then, is what it has made itself."""
+    async with nodes(tmp_path, cluster_of(server)) as (one, _):
+
+        async def doubtful(change: Callable[[], Deferred[T]]) -> T:
+            return await unanswered(one, server, change)
+
+        placed = await doubtful(lambda: one.place(BLOG, 0))
+        assert placed.generation == 1
+        entry = await doubtful(lambda: one.begin("blog", "web1", "web2", HOLD, 1))
+        there = replace(HOLD, backend="web2")
+        moved = await doubtful(lambda: one.commit(entry.id, there, 2))
+        assert moved["blog"].generation == 3
+        there = replace(BLOG, backend="web2")
+        done = await doubtful(lambda: one.finish(entry.id, "done", there, 3))
+        assert done["blog"].generation == 4
+
+
 @ensureDeferred
 async def test_a_redis_that_starts_anew_begins_an_epoch(server: Redis, tmp_path: Path) -> None:
     """Generations go on far above all that were given before, whichever are known."""
@@ -268,6 +300,26 @@ async def test_who_knows_more_gives_back_more(server: Redis, tmp_path: Path) -> 
         third = await one.begin("blog", "web1", "web2", BLOG, 3)
         assert [each.id for each in await two.history(None, 9)] == [third.id, second.id, first.id]
         assert server.ask("ZRANGE", "test:1:finished", "0", "-1") == str(second.id)
+
+
+@ensureDeferred
+async def test_a_migration_that_is_long_forgotten_is_in_nobodys_way(
+    server: Redis, tmp_path: Path
+) -> None:
+    """A node that was away does not hear how it ended, but sees that it has."""
+    async with nodes(tmp_path, cluster_of(server), keep=2) as (one, two):
+        generation = (await one.place(BLOG, 0)).generation
+        for number in range(4):
+            entry = await one.begin("blog", "web1", "web2", HOLD, generation)
+            if not number:
+                await until(lambda: 1 in two.view.entries)
+                deafen(two)
+            ended = await one.finish(entry.id, "rolled back", BLOG, entry.generation, "tried")
+            generation = ended["blog"].generation
+        two.link.renew("the test breaks it")
+        await until(lambda: two.link.ready)
+        assert await two.unfinished() == []
+        await two.begin("blog", "web1", "web2", HOLD, generation)
 
 
 @ensureDeferred

@@ -283,9 +283,17 @@ class RedisRegistry(BookedRegistry):
             )
             self._heard((await self.link.call("mend", packed(lost))).removeprefix("OK "))
         await self.catch_up()
+        await self._drop_aged()
         for callback in list(self.on_return):
             await callback()
         self._reactor.callLater(0, self._be_back)
+
+    async def _drop_aged(self) -> None:
+        """Migrations whose end was not heard of, and is not remembered any more, have ended."""
+        for number, version in self.view.aged().items():
+            asked = packed({"checks": [["journal", str(number), version]], "puts": []})
+            if await self.link.call("write", self.node, "", asked) == "STALE":
+                self._tell_of(self.view.drop_aged(number, version))
 
     def _be_back(self) -> None:
         if self.link.ready:

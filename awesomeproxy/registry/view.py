@@ -92,6 +92,19 @@ class View:
                         self._versions[key] = int(version)
         return change
 
+    def aged(self) -> dict[int, str]:
+        """Migrations that have not ended, as far as is known, though others of their age are
+        not remembered any more; and the versions of their records."""
+        oldest = self.last_id - self._keep
+        return {each: self.stored(f"journal/{each}") for each in self.entries if each <= oldest}
+
+    def drop_aged(self, number: int, version: str) -> Change:
+        """Remember a migration no more, unless something was heard of it after ``version``."""
+        if self.stored(f"journal/{number}") != version:
+            return Change()
+        del self.entries[number], self._versions[f"journal/{number}"]
+        return Change(entries={number})
+
     def lost(self, kept: dict[int, int]) -> list[list[str]]:
         """What we have, and a fail-over has lost: arguments for the script ``mend``.
 
