@@ -41,6 +41,25 @@ class Node(Daemon):
 
     space: Space = field(default_factory=Space.make)
 
+    def script(self, site: str, step: str) -> Path:
+        """What a deadly node runs before a step of a site's migration, if it is there."""
+        return self.directory / f"script-{site}-{step}"
+
+    def reaches(self, site: str, step: str, *, stays: bool = True) -> Path:
+        """Have a deadly node make this file before such a step, and go on when it is gone.
+
+        :param stays: else it goes on at once.
+        """
+        reached = self.directory / f"reached-{site}-{step}"
+        stay = f"while [ -e {reached} ]; do sleep 0.05; done" if stays else ""
+        self.script(site, step).write_text(f": >{reached}\n{stay}\n")
+        return reached
+
+    def forget(self) -> None:
+        """Have no scripts any more."""
+        for file in (*self.directory.glob("script-*"), *self.directory.glob("reached-*")):
+            file.unlink()
+
 
 @dataclass
 class RedisServer:
@@ -358,8 +377,7 @@ async def a_cluster(
 
     :param replica: with one, and sentinels.
     :param natures: of a node's cables, to the registry and to clients and backends.
-    :param deadly: a node that can be killed before a step: see ``deadly.sh``; its file is
-        ``deadly`` in the node's directory.
+    :param deadly: a node that can be killed before a step: see :meth:`Node.script`.
     :param mounts: each node has a mount table of its own.
     """
     cluster = Cluster(directory, Bridge.lay(), Bridge.lay(), loss)
@@ -374,15 +392,15 @@ async def a_cluster(
             if mounts:
                 node.inside += ("unshare", "--mount", "--propagation", "private", "--")
             if name == deadly:
-                node.config.write_text(node.text + _hooks(node.directory / "deadly"))
+                node.config.write_text(node.text + _hooks(node.directory))
         await cluster.begin(*names)
         yield cluster
     finally:
         await cluster.close()
 
 
-def _hooks(file: Path) -> str:
-    words = f'["{HERE / "deadly.sh"}", "{file}"]'
+def _hooks(scripts: Path) -> str:
+    words = f'["{HERE / "deadly.sh"}", "{scripts}"]'
     return "\n".join(f'[[hooks]]\nstep = "{step}"\ncommand = {words}' for step in ORDER)
 
 

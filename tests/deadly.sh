@@ -1,5 +1,4 @@
 #!/bin/sh
-# A hook: deadly.sh FILE kills the process of the number that is in the file behind its step.
-{ read -r step pid <"$1"; } 2>/dev/null || exit 0
-[ "$step" = "$AWESOMEPROXY_STEP" ] && kill -9 "$pid"
-exit 0
+# A hook: deadly.sh DIRECTORY becomes the script there that is called as the site and the step.
+script="$1/script-$AWESOMEPROXY_NAME-$AWESOMEPROXY_STEP"
+[ ! -e "$script" ] || exec sh "$script"

@@ -1,187 +1,136 @@
-"""The node that moves a site with its data is killed before each step; another ends it.
+"""The node that moves sites with their data is killed at each step; another ends what it began.
 
-The site's files and rows are in a directory that rsync carries, and are written all the time.
+Each site's files and rows are in a directory that rsync carries, and are written all the time.
 """
 
 from __future__ import annotations
 
+import filecmp
 import os
-import sqlite3
+import shlex
+import signal
 import subprocess
-import sys
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_stage import HERE, Cluster, Node, a_cluster
-from daemon_stage import Failed, Load, twisted_fixture, twisted_test
-from stage_waiting import until_async
+from cluster_stage import Node, a_cluster
+from daemon_stage import Failed, twisted_fixture, twisted_test
+from ledger_stage import Ledger, Stand, begin, bulk, close
+from stage_waiting import until
 from test_cluster_nodes import becomes
+from twisted.internet.defer import Deferred
 
 from awesomeproxy.control.client import Unreachable
+from awesomeproxy.migrate.steps import ORDER
 
-# The site is held from "drain" on; those between "start" and "commit" undo what "commit" does.
-BEFORE = ("presync", "drain", "stop", "fence", "sync", "attach", "compare", "start", "commit")
-STEPS = (*BEFORE, "release", "clean")
 NODES = {"old": "web1", "new": "web2"}  # where backends stand
-PORTS = {"old": 9001, "new": 9002}
+COUNT = 6  # sites that are moved at the same time, and are at different steps when their node dies
+
+
+async def _sites(tmp_path: Path) -> AsyncIterator[list[Ledger]]:
+    async with a_cluster(tmp_path, deadly="web1") as cluster:
+        # It is in the test's own network, whichever node has it run.
+        network = ("nsenter", f"--net=/proc/{os.getpid()}/ns/net", "--")
+        address = cluster.data.address(1)
+        stands = {
+            name: Stand(node, address, cluster.directory, network) for name, node in NODES.items()
+        }
+        sites = [Ledger(cluster, number, stands) for number in range(COUNT)]
+        try:
+            await begin(sites, "[nodes.web1]\n[nodes.web2]", ("web2", "web3"))
+            yield sites
+        finally:
+            await close(sites)
+
+
+sites = twisted_fixture(_sites)
 
 
 @dataclass
-class Site:
-    """A site in a directory, which each node can see."""
+class Moment:
+    """When it dies: before a step, or while rsync runs in it."""
 
-    cluster: Cluster
+    site: Ledger
+    step: str
+    carrying: bool = False
+    moving: Deferred[Any] = field(init=False)
 
-    def path(self, backend: str) -> Path:
-        return self.cluster.directory / f"www-{backend}"
+    @property
+    def committed(self) -> bool:
+        return ORDER[self.step] > ORDER["commit"]
 
-    def tables(self) -> str:
-        """Of its filesystem, for each node's file."""
-        lines = ["[nodes.web1]", "[nodes.web2]", "[filesystems.www]", 'mover = "rsync"']
-        lines.append('node = "web1"')
-        lines += [f'on.{node}.path = "{self.path(name)}"' for name, node in NODES.items()]
-        return "\n".join(lines)
+    def __str__(self) -> str:
+        return f"{'in' if self.carrying else 'before'} {self.step}"
 
-    def definition(self) -> dict[str, Any]:
-        address = self.cluster.data.address(1)
-        return {
-            "hosts": ["ledger.test"],
-            "backend": "old",
-            "filesystem": "www",
-            "hold": {"max_time": "120s"},
-            "backends": {
-                name: {
-                    "node": node,
-                    "servers": [f"http://{address}:{PORTS[name]}"],
-                    "service": {act: self.service(name, act) for act in ("start", "stop")},
-                    "health": {"path": "/health", "interval": "500ms"},
-                }
-                for name, node in NODES.items()
-            },
-        }
+    def begin(self, node: Node) -> None:
+        """Have the node begin the migration, which gets to this moment and no further."""
+        site = self.site
+        self._reached = node.reaches(site.name, self.step, stays=not self.carrying)
+        if self.carrying:  # it is in the source before the first round, or behind the last one
+            copy = ["cp", str(bulk(site.cluster)), str(site.path(site.at) / "bulk")]
+            if self.step == "sync":
+                node.script(site.name, "drain").write_text(shlex.join(copy))
+            else:
+                subprocess.run(copy, check=True)
+        moving = site.cluster.migrate(node, site.name, site.other, max_pause=60.0)
+        self.moving = Deferred.fromCoroutine(moving)
 
-    def service(self, backend: str, act: str) -> list[str]:
-        """The same from whichever node it is run: it is in the test's own network."""
-        network = ["nsenter", f"--net=/proc/{os.getpid()}/ns/net", "--"]
-        pidfile = str(self.cluster.directory / f"{backend}.pid")
-        port, address = str(PORTS[backend]), self.cluster.data.address(1)
-        app = [sys.executable, str(HERE / "ledger_app.py"), str(self.path(backend)), address, port]
-        return [*network, str(HERE / "service.sh"), act, pidfile, port, *app]
+    async def comes(self) -> None:
+        """Wait for it; rsync, if it runs, is as slow as can be from then on."""
+        await until(lambda: self._reached.exists() or self.moving.called, str(self))
+        if self.carrying:  # one sends, one compares, one writes
+            await until(lambda: len(self.site.carriers()) == 3, f"rsync {self}")
+            for pid in self.site.carriers():
+                os.kill(pid, signal.SIGSTOP)
 
-    def is_open(self, backend: str) -> bool:
-        """Whether anybody can write there."""
-        return not os.statvfs(self.path(backend)).f_flag & os.ST_RDONLY
-
-    def runs(self, backend: str) -> bool:
-        return (self.cluster.directory / f"{backend}.pid").exists()
-
-    def rows(self, backend: str) -> Counter[str]:
-        with closing(sqlite3.connect(self.path(backend) / "rows", timeout=60)) as rows:
-            return Counter(name for (name,) in rows.execute("SELECT name FROM written"))
-
-    def files(self, backend: str) -> set[str]:
-        return set(os.listdir(self.path(backend) / "files"))
-
-    async def begin(self) -> None:
-        (self.path("old") / "files").mkdir(parents=True)
-        with closing(sqlite3.connect(self.path("old") / "rows")) as rows:
-            rows.execute("CREATE TABLE written (name TEXT)")
-        subprocess.run(self.service("old", "start"), check=True)
-        nodes = list(self.cluster.nodes.values())
-        for node in nodes:
-            node.config.write_text(node.config.read_text() + "\n" + self.tables())
-            await node.ask("reload")
-        await nodes[0].ask("site.add", name="ledger", definition=self.definition())
-        for node in nodes:
-            await node.until_site("ledger", backend="old", mode="open")
-
-    def close(self) -> None:
-        for name in NODES:
-            subprocess.run(self.service(name, "stop"), check=False)
-            while not subprocess.run(
-                ["umount", "-l", self.path(name)], capture_output=True, check=False
-            ).returncode:
-                pass
+    async def passed(self, node: Node) -> None:
+        """Another node has led it to the end that it should have, as a node tells."""
+        site = self.site
+        if self.step != "check":  # before which there is nothing
+            state = await site.ended(node)
+            assert state == ("done" if self.committed else "rolled back"), self
+        if self.committed:
+            site.at = site.other
+        assert await site.cluster.settled(site.name) == site.at, self
+        await site.cluster.flows(site=site.name)  # which write there
+        site.is_well(str(self))
 
 
-async def _site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with a_cluster(tmp_path, deadly="web1") as cluster:
-        site = Site(cluster)
-        try:
-            await site.begin()
-            yield site
-        finally:
-            for node in cluster.nodes.values():
-                if node.running:
-                    await node.kill()  # or it would start again what is stopped
-            site.close()
-
-
-site = twisted_fixture(_site)
+async def all_die(node: Node, moments: list[Moment]) -> None:
+    """Kill it when all of them have come."""
+    for each in moments:
+        each.begin(node)
+    for each in moments:
+        await each.comes()
+    await node.kill()
+    for each in moments:
+        with pytest.raises((Unreachable, Failed)) as raised:
+            await each.moving
+        assert raised.type is Unreachable, raised.value
+        assert bool(each.site.carriers()) == each.carrying, each
+    node.forget()
 
 
 @twisted_test
-async def test_killed_before_each_step(site: Site) -> None:
-    cluster = site.cluster
-    web1, web2, web3 = cluster.nodes.values()
-    loads = {
-        node.name: cluster.load(node, "ledger", method="POST", rate=10.0, path=f"/{node.name}")
-        for node in (web2, web3)
-    }
+async def test_killed_at_each_moment(sites: list[Ledger]) -> None:
+    cluster = sites[0].cluster
+    web1, web2, _ = cluster.nodes.values()
+    moments = [Moment(sites[n % COUNT], step) for n, step in enumerate(ORDER)]
+    moments += [Moment(sites[-2], "presync", True), Moment(sites[-1], "sync", True)]
     await cluster.flows()
-    at, other = "old", "new"
-    for step in STEPS:
-        await dies(cluster, web1, step, other)
-        committed = step not in BEFORE
-        newest = await ended(web2, step)
-        assert newest["state"] == ("done" if committed else "rolled back"), step
-        if committed:
-            at, other = other, at
-        assert await cluster.settled("ledger") == at, step
-        await cluster.flows()  # which write there
-        assert (site.is_open(at), site.runs(at)) == (True, True), step
-        assert not site.runs(other), step
-        assert not site.path(other).exists() or not site.is_open(other), step
+    while moments:
+        await all_die(web1, moments[:COUNT])
+        for each in moments[:COUNT]:
+            await each.passed(web2)
+        del moments[:COUNT]
         await web1.start()
         await becomes(cluster, "web1", "live")
-    await passes(site, at, loads)
-
-
-async def dies(cluster: Cluster, node: Node, step: str, to: str) -> None:
-    """Have a node begin the migration and die before the step."""
-    deadly = node.directory / "deadly"
-    deadly.write_text(f"{step} {node.pid}\n")
-    with pytest.raises((Unreachable, Failed)) as raised:
-        await cluster.migrate(node, "ledger", to, max_pause=60.0)
-    assert raised.type is Unreachable, raised.value
-    await node.exits()
-    deadly.unlink()
-
-
-async def ended(node: Node, step: str) -> dict[str, Any]:
-    """Wait for the end of the newest migration, as a node tells it."""
-
-    async def look() -> dict[str, Any] | None:
-        told = await node.ask("migrations", site="ledger", limit=1)
-        newest: dict[str, Any] = told["migrations"][0]
-        return newest if newest["state"] in ("done", "rolled back") else None
-
-    found = await until_async(look, f"the end of what died before {step}")
-    assert found is not None
-    return found
-
-
-async def passes(site: Site, at: str, loads: dict[str, Load]) -> None:
-    """Nothing failed; what was acknowledged is there, row and file, and nothing is twice."""
-    written: set[str] = set()
-    for name, load in loads.items():
-        result = await load.passes()
-        written |= {f"{name}-{number}" for number in result.acknowledged()}
-    rows = site.rows(at)
-    assert set(rows.values()) == {1}
-    assert set(rows) == site.files(at) == written
+    for site in sites[-2:]:
+        await cluster.migrate(web1, site.name, site.other)
+        site.at = site.other
+        assert filecmp.cmp(site.path(site.at) / "bulk", bulk(cluster), shallow=False)
+    for site in sites:
+        await site.passes()
