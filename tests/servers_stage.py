@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -191,10 +192,7 @@ class Servers:
     @property
     def nodes(self) -> str:
         """The tables of the nodes, for the configuration."""
-        return "\n".join(
-            f'[nodes.{each.name}]\nssh = "{each.name}"\nconfig = "{self.keys}/ssh_config"'
-            for each in self.both
-        )
+        return ssh_tables(self.both, self.keys)
 
 
 def tables(name: str, filesystem: str, port: int, *database: str) -> str:
@@ -234,43 +232,69 @@ def backends(
     )
 
 
-async def two_servers(tmp_path: Path) -> AsyncIterator[Servers]:
-    """Two servers that run, for ``servers = twisted_fixture(two_servers)``."""
+@contextlib.asynccontextmanager
+async def servers_on(
+    bridge: str, gateway: str, addresses: Mapping[str, str], directory: Path
+) -> AsyncIterator[tuple[list[Server], Path]]:
+    """Servers that run, and where the configuration is with which ssh reaches them.
+
+    :param bridge: what they are plugged into.
+    :param addresses: by what they are called.
+    """
     keys = Path(tempfile.mkdtemp(prefix="servers-"))
     for name in ("host_key", "client_key"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
     (keys / "known_hosts").write_text(f"any {(keys / 'host_key.pub').read_text()}")
+    servers = [
+        Server(name, directory / name, gateway, address, f"ap{secrets.token_hex(4)}")
+        for name, address in addresses.items()
+    ]
+    try:
+        for server in servers:
+            server.create(bridge)
+        (keys / "ssh_config").write_text(
+            "".join(
+                _CLIENT.format(name=each.name, address=each.address, keys=keys) for each in servers
+            )
+        )
+        for server in servers:
+            await server.start(keys)
+        yield servers, keys
+    finally:
+        for server in servers:
+            server.close()
+        shutil.rmtree(keys)
+
+
+def ssh_tables(servers: Sequence[Server], keys: Path) -> str:
+    """The tables of the nodes, for the configuration."""
+    return "\n".join(
+        f'[nodes.{each.name}]\nssh = "{each.name}"\nconfig = "{keys}/ssh_config"'
+        for each in servers
+    )
+
+
+async def two_servers(tmp_path: Path) -> AsyncIterator[Servers]:
+    """Two servers that run, for ``servers = twisted_fixture(two_servers)``."""
     number = random.randrange(64 * 256)
     bridge, net = f"ap{number:x}", f"10.{64 + number // 256}.{number % 256}"
-    one = Server("one", tmp_path / "one", f"{net}.1", f"{net}.2", f"{bridge}a")
-    two = Server("two", tmp_path / "two", f"{net}.1", f"{net}.3", f"{bridge}b")
     daemon = Daemon(tmp_path / "daemon", free_ports(1)[0])
     daemon.directory.mkdir()
-    made = Servers(one, two, daemon, keys)
+    addresses = {"one": f"{net}.2", "two": f"{net}.3"}
     try:
         run("ip", "link", "add", bridge, "type", "bridge")
         run("ip", "address", "add", f"{net}.1/24", "dev", bridge)
         run("ip", "link", "set", bridge, "up")
-        for server in made.both:
-            server.create(bridge)
-        (keys / "ssh_config").write_text(
-            "".join(
-                _CLIENT.format(name=each.name, address=each.address, keys=keys)
-                for each in made.both
-            )
-        )
-        for server in made.both:
-            await server.start(keys)
-        yield made
+        async with servers_on(bridge, f"{net}.1", addresses, tmp_path) as ((one, two), keys):
+            try:
+                yield Servers(one, two, daemon, keys)
+            finally:
+                if daemon.running:
+                    await daemon.kill()
+                for talk in daemon.talks:
+                    await talk.close()
     finally:
-        if daemon.running:
-            await daemon.kill()
-        for talk in daemon.talks:
-            await talk.close()
-        for server in made.both:
-            server.close()
         subprocess.run(["ip", "link", "delete", bridge], check=False)
-        shutil.rmtree(keys)
         if (state := daemon.directory / "state").exists():
             for note in Path("/run").glob(f"awesomeproxy-{identity(state)}*"):
                 note.unlink()

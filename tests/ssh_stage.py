@@ -157,7 +157,7 @@ def runs(pid: int) -> bool:
 
 def descendants(ancestor: int) -> list[int]:
     """The processes that one has started, and that these have started."""
-    parents = {pid: _parent(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}
+    parents = {pid: parent(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}
     found: list[int] = []
     reached = {ancestor}
     while reached:
@@ -166,7 +166,8 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
-def _parent(pid: int) -> int:
+def parent(pid: int) -> int:
+    """The process that has started it; 0: it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[1])

@@ -102,6 +102,34 @@ async def test_who_undoes_waits_for_what_is_being_done(ssh: SshStage, tmp_path: 
 
 
 @twisted_test
+async def test_what_undoes_waits_for_a_command_that_is_awaited(
+    ssh: SshStage, tmp_path: Path
+) -> None:
+    """Though its daemon does not wait for it any more; but for no other, and not for ever."""
+    shell, done = ssh.shell(), tmp_path / "done"
+
+    async def begin(number: int, name: str, then: str, patience: float = 0.0) -> None:
+        begun = tmp_path / name
+        slowly = f"touch {begun}; {then}"
+        mine = shell.under(Warrant(f"awesomeproxy-test-{number}"))
+        running = Deferred.fromCoroutine(mine.run("sh", "-c", slowly, patience=patience))
+        await until(begun.exists, "the command")
+        running.addErrback(lambda failure: None).cancel()
+
+    stays = f"while [ ! -e {tmp_path / 'end'} ]; do sleep 0.05; done"
+    await begin(11, "unawaited", stays)
+    await begin(111, "other", stays, patience=20.0)
+    await begin(11, "awaited", f"sleep 1; touch {done}", patience=20.0)
+    warrant = Warrant("awesomeproxy-test-11")
+    warrant.withdraw()
+    await shell.under(warrant).run("test", "-e", str(done), patience=20.0)
+    other = Warrant("awesomeproxy-test-111")
+    other.withdraw()
+    await shell.under(other).run("true", patience=0.3)
+    (tmp_path / "end").touch()
+
+
+@twisted_test
 async def test_who_undoes_waits_for_no_other_migration(ssh: SshStage, tmp_path: Path) -> None:
     """Nor for what only looks."""
     begun, on = tmp_path / "begun", tmp_path / "on"

@@ -52,7 +52,9 @@ class Stand:
         if not argv:
             return
         try:
-            await self.shell.run(*argv, time=self.service.time, end_only=True)
+            # One that stops it may still run when it is to be started again, or vice versa.
+            time, patience = self.service.time, self.service.time / 2
+            await self.shell.run(*argv, time=time, end_only=True, patience=patience)
         except ShellError as problem:
             raise MoverError(f"{self.backend}: cannot {verb} its service: {problem}") from None
 

@@ -119,10 +119,10 @@ class Shell:
             return list(argv)
         return [*self.ssh(), self.reach.ssh, "--", shlex.join(argv)]
 
-    def _warranted(self, argv: Sequence[str]) -> list[str]:
-        """The same, if its warrant permits it when it gets there."""
+    def _warranted(self, argv: Sequence[str], patience: float = 0.0) -> list[str]:
+        """The same, if its warrant permits it when it gets there; see :meth:`Warrant.around`."""
         if self.warrant is not None and not self.local:
-            argv = self.warrant.around(argv)
+            argv = self.warrant.around(argv, patience)
         return self.command(argv)
 
     async def run(
@@ -133,6 +133,7 @@ class Shell:
         env: dict[str, str] | None = None,
         heard: Callable[[bytes], None] = lambda piece: None,
         end_only: bool = False,
+        patience: float = 0.0,
     ) -> str:
         """What ``argv`` has printed.
 
@@ -141,12 +142,14 @@ class Shell:
         :param env: added to its environment, here or there.
         :param heard: told each piece of what it prints as it comes.
         :param end_only: of what it prints only the end is wanted: it may print for ever.
+        :param patience: of its warrant; see :meth:`Warrant.around`.
         :raise ShellError: it has failed, taken too long, or printed too much.
         """
         says = self.says(argv)
         if env:
             argv = ("env", *(f"{key}={value}" for key, value in env.items()), *argv)
-        running = _Running(self._reactor, self._warranted(argv), says, heard, end_only)
+        words = self._warranted(argv, patience)
+        running = _Running(self._reactor, words, says, heard, end_only)
         try:
             return (await running.start(input, time)).decode(errors="replace")
         except BaseException:
