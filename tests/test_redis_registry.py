@@ -21,6 +21,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 
 from awesomeproxy.model import Cluster, Mode, Placement
+from awesomeproxy.registry.book import HISTORY
 from awesomeproxy.registry.interface import Busy, Conflict, Superseded, Unreachable
 from awesomeproxy.registry.redis import RedisRegistry
 from awesomeproxy.registry.view import EPOCH
@@ -47,7 +48,7 @@ def cluster_of(*servers: Redis, **more: object) -> Cluster:
 
 @asynccontextmanager
 async def nodes(
-    directory: Path, cluster: Cluster, count: int = 2, **more: int
+    directory: Path, cluster: Cluster, count: int = 2, keep: int = HISTORY
 ) -> AsyncIterator[list[RedisRegistry]]:
     """The registries of as many nodes."""
     opened = []
@@ -55,7 +56,8 @@ async def nodes(
         for number in range(1, count + 1):
             home = directory / f"web{number}"
             home.mkdir(exist_ok=True)
-            opened.append(await RedisRegistry.open(reactor, cluster, f"web{number}", home, **more))
+            opening = RedisRegistry.open(reactor, cluster, f"web{number}", home, keep=keep)
+            opened.append(await opening)
         yield opened
     finally:
         await gatherResults([each.close() for each in opened])
@@ -206,7 +208,9 @@ async def test_a_change_whose_answer_is_lost_is_made_once(server: Redis, tmp_pat
             assert (await placing).generation == generation + 1
 
 
-async def unanswered(registry: RedisRegistry, server: Redis, change: Callable[[], Deferred[T]]) -> T:
+async def unanswered(
+    registry: RedisRegistry, server: Redis, change: Callable[[], Deferred[T]]
+) -> T:
     """What a change comes to whose answer is lost, though Redis has made it."""
     version = ("HGET", "test:1:meta", "version")
     registry.link._connections[1].transport.pauseProducing()
