@@ -125,6 +125,28 @@ async def test_who_has_left_is_not_waited_for(server: Redis, tmp_path: Path) -> 
 
 
 @ensureDeferred
+async def test_a_leave_that_a_fail_over_loses_is_known_to_be_lost(
+    server: Redis, tmp_path: Path
+) -> None:
+    """Pauses wait for that node again, and it can be fenced."""
+    async with fellows("a b", server, tmp_path) as (a, b):
+        held = await a.place("blog")
+        server.keep(tmp_path.name)
+        await b.fellows.leave()
+        await until(lambda: a.state(b) == "left")
+        await b.registry.close()
+        server.lose(tmp_path.name)
+        a.registry.link.renew("the test breaks it")
+        await until(lambda: a.registry.link.epoch == 1 and a.registry.link.ready)
+        await rolled(a, held, missing=("b",))
+        assert a.state(b) == "live"
+        await a.pass_time(2.0)
+        assert a.state(b) == "gone"
+        await a.fellows.fence("b", "it was stopped")
+        assert (await rolled(a, held)).complete
+
+
+@ensureDeferred
 async def test_only_a_lease_that_is_over_is_expired(server: Redis, tmp_path: Path) -> None:
     """After one and a quarter of it, and not if it was renewed meanwhile."""
     async with fellows("a b", server, tmp_path, on_registry_loss='"hold"') as (a, b):

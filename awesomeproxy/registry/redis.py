@@ -73,6 +73,7 @@ class RedisRegistry(BookedRegistry):
         self._waiting: list[Deferred[None]] = []
         self._catching_up: Deferred[None] | None = None
         self._firm = cluster.replicas
+        self._nodes_of: int | None = None  # the epoch whose nodes the view has
         self.on_change: list[Callable[[Change], None]] = []
         self.on_return: list[Callable[[], Awaitable[None]]] = []
         self.counters = {"mended": 0, "gaps": 0}
@@ -284,6 +285,7 @@ class RedisRegistry(BookedRegistry):
             self._heard((await self.link.call("mend", packed(lost))).removeprefix("OK "))
         await self.catch_up()
         await self._drop_aged()
+        await self._reread_nodes()
         for callback in list(self.on_return):
             await callback()
         self._reactor.callLater(0, self._be_back)
@@ -294,6 +296,17 @@ class RedisRegistry(BookedRegistry):
             asked = packed({"checks": [["journal", str(number), version]], "puts": []})
             if await self.link.call("write", self.node, "", asked) == "STALE":
                 self._tell_of(self.view.drop_aged(number, version))
+
+    async def _reread_nodes(self) -> None:
+        """What a fail-over has lost of nodes nobody gives back: they say themselves what they are.
+
+        Until they do, barriers wait for those that the registry has.
+        """
+        epoch, before = self.link.epoch, self._nodes_of
+        if before not in (None, epoch):
+            _, *lines = (await self.link.call("hash", "nodes")).split("\n")
+            self._tell_of(self.view.take_nodes(lines, epoch))
+        self._nodes_of = epoch
 
     def _be_back(self) -> None:
         if self.link.ready:

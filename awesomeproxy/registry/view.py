@@ -121,6 +121,23 @@ class View:
                     found.append([name, item, str(version), body, flag])
         return found
 
+    def take_nodes(self, lines: list[str], epoch: int) -> Change:
+        """Take over what the registry has of nodes, each as ``NODE VERSION BODY``.
+
+        It may be older than what is known: that was lost, and is not given back.
+
+        :param epoch: what is known of this one cannot have been lost.
+        """
+        old = [key for key, version in self._versions.items() if version < epoch * EPOCH]
+        lost = {key.removeprefix("nodes/") for key in old if key.startswith("nodes/")}
+        for name in lost:
+            del self._versions[f"nodes/{name}"]
+        change = self.take([f"nodes/{line}" for line in lines if line])
+        for name in lost - change.nodes:  # it was removed, or had not joined
+            if self.nodes.pop(name, None) is not None:
+                change.nodes.add(name)
+        return change
+
     def _take(self, name: str, item: str, body: str, change: Change) -> None:
         if name == "placements":
             if body:
