@@ -6,7 +6,7 @@ and backends to any site; the registry remembers these as tables with the file's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,28 +45,38 @@ def compose(settings: Settings, added: Mapping[str, Mapping[str, Any]]) -> dict[
     return sites
 
 
-def adding(
-    settings: Settings, present: Iterable[Site], tables: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Site]:
-    """The sites of ``tables``, beside or instead of those that are ``present``.
+class Adding:
+    """Sites that are to be added, or to be instead of others of their names."""
 
-    :raise ConfigError: a table is wrong, or does not fit the node or the other sites.
-    """
-    problems: list[str] = []
-    sites: dict[str, Site] = {}
-    for name, table in tables.items():
+    def __init__(self, settings: Settings, present: Iterable[Site], names: Container[str]) -> None:
+        """
+        :param present: all that there are now.
+        :param names: of all that are going to be added.
+        """
+        self._settings = settings
+        self._claims = consistency.Claims(site for site in present if site.name not in names)
+        self._problems: list[str] = []
+        self._sites: dict[str, Site] = {}
+
+    def add(self, name: str, table: Mapping[str, Any]) -> None:
+        """One more; what is wrong with it is told in the end."""
         try:
-            sites[name] = config.site_from_table(name, table, SOURCE)
+            site = self._sites[name] = config.site_from_table(name, table, SOURCE)
         except config.ConfigError as problem:
-            problems += problem.problems
-    claims = consistency.Claims(site for site in present if site.name not in tables)
-    for site in sites.values():
-        problems += claims.overlaps(site)
-        problems += (*_misfits(site, settings), *_homeless(site, settings))
-        claims.add(site)
-    if problems:
-        raise config.ConfigError(problems)
-    return sites
+            self._problems += problem.problems
+            return
+        self._problems += self._claims.overlaps(site)
+        self._problems += (*_misfits(site, self._settings), *_homeless(site, self._settings))
+        self._claims.add(site)
+
+    def sites(self) -> dict[str, Site]:
+        """All of them.
+
+        :raise ConfigError: a table is wrong, or does not fit the node or the other sites.
+        """
+        if self._problems:
+            raise config.ConfigError(self._problems)
+        return self._sites
 
 
 def fitting(settings: Settings, name: str, table: Mapping[str, Any]) -> tuple[Site, str]:

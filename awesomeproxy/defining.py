@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
 
 from awesomeproxy import config
-from awesomeproxy.composing import adding, misplaced
+from awesomeproxy.composing import Adding, misplaced
 from awesomeproxy.migrating import Migrating
 from awesomeproxy.model import Database, Placement, Settings, Site
 from awesomeproxy.registry.interface import IRegistry
 
-AT_ONCE = 100  # that are asked of the registry before the first has been answered
+AT_ONCE = 100  # are read in one turn of the reactor, and asked of the registry in a row
 
 
 class Host(Protocol):
     """What is asked of the node."""
 
+    reactor: Any
     registry: IRegistry
     settings: Settings
     sites: dict[str, Site]
@@ -54,9 +56,15 @@ async def define_all(host: Host, tables: Mapping[str, dict[str, Any]]) -> dict[s
         ]
         if problems:
             raise config.ConfigError(problems)
-        new = {name: table for name, table in tables.items() if host.added.get(name) != table}
-        sites = adding(host.settings, host.sites.values(), new)
-        wrong = misplaced([sites[name] for name in new], host.placements)
+        new: dict[str, dict[str, Any]] = {}
+        async for some in _batches(host, list(tables)):
+            new |= {each: tables[each] for each in some if host.added.get(each) != tables[each]}
+        adding = Adding(host.settings, host.sites.values(), new)
+        async for some in _batches(host, list(new)):
+            for name in some:
+                adding.add(name, new[name])
+        sites = adding.sites()
+        wrong = misplaced(sites.values(), host.placements)
         if wrong:
             raise config.ConfigError(list(wrong.values()))
         result: dict[str, list[str]] = {"added": [], "changed": [], "unchanged": []}
@@ -65,14 +73,21 @@ async def define_all(host: Host, tables: Mapping[str, dict[str, Any]]) -> dict[s
             result[known if name in new else "unchanged"].append(name)
         for name in result["changed"]:
             host.migrating.check_free(name)
-        await host.place(sites[name] for name in new)
-        names = list(new)
-        for start in range(0, len(names), AT_ONCE):
-            some = names[start : start + AT_ONCE]
+        async for some in _batches(host, list(new)):
+            await host.place([sites[name] for name in some])
             await gatherResults(
                 [host.registry.define(name, new[name]) for name in some], consumeErrors=True
             )
             for name in some:
-                host.added[name] = new[name]
-                host.define(sites[name])
+                site = sites.pop(name)
+                if host.added.get(name) != new[name] or host.sites.get(name) != site:
+                    host.added[name] = new[name]
+                    host.define(site)  # or, in a cluster, it has been heard of by now
     return result
+
+
+async def _batches(host: Host, names: Sequence[str]) -> AsyncIterator[Sequence[str]]:
+    """All of them, some at a time; in between, requests have their turn."""
+    for start in range(0, len(names), AT_ONCE):
+        yield names[start : start + AT_ONCE]
+        await deferLater(host.reactor, 0)

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from plane_stage import GET, always, ok, stage, twisted_test
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 
 from awesomeproxy import config, consistency
 from awesomeproxy.composing import compose
+from awesomeproxy.defining import AT_ONCE, define_all
 from awesomeproxy.model import Backend, Desired, HealthCheck, Placement, Server, Site
 from awesomeproxy.node import Node
 from awesomeproxy.proxy.health import Checks
@@ -143,6 +144,43 @@ async def test_sites_that_are_new_are_placed_in_one_transaction() -> None:
     assert node.placements["s0"].backend == "new"
     await node.place(counted(number) for number in range(MANY))
     assert registry.count == 2
+
+
+@twisted_test
+async def test_requests_have_their_turn_while_many_sites_are_defined() -> None:
+    """Of all turns of the reactor none reads and records more than a few of them."""
+    node = Node(reactor, "f.toml", SETTINGS)
+    node.registry = MemoryRegistry()
+    fresh: list[int] = []  # sites that were defined since the last turn
+    defined = 0
+
+    def define(site: Site) -> None:
+        nonlocal defined
+        node.sites[site.name] = site
+        defined += 1
+
+    async def turns() -> None:
+        before = 0
+        while before < MANY:
+            fresh.append(defined - before)
+            before = defined
+            await deferLater(reactor, 0)
+
+    node.define = define  # type: ignore[method-assign]
+    taking_turns = Deferred.fromCoroutine(turns())
+    tables = {
+        f"s{number}": {
+            "hosts": [f"s{number}.example"],
+            "backend": "one",
+            "backends": {"one": {"servers": ["http://127.0.0.1"]}},
+        }
+        for number in range(MANY)
+    }
+    result = await define_all(node, tables)
+    await taking_turns
+    assert len(result["added"]) == len(node.sites) == len(node.added) == MANY
+    assert max(fresh) == AT_ONCE < MANY
+    assert (await define_all(node, tables))["unchanged"] == list(tables)
 
 
 # The same answers as without an index

@@ -22,7 +22,7 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
 from awesomeproxy import company, config, reloading
-from awesomeproxy.composing import SOURCE, adding, compose
+from awesomeproxy.composing import SOURCE, Adding, compose
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed, Table
 from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import DATABASE, FILESYSTEM, Database, Placement, Site
@@ -355,7 +355,9 @@ async def _define(node: Node, name: str, table: dict[str, Any]) -> Mapping[str, 
         if name in node.settings.sites:
             site = compose(node.settings, alone)[name]
         else:
-            site = adding(node.settings, node.sites.values(), alone)[name]
+            adding = Adding(node.settings, node.sites.values(), alone)
+            adding.add(name, table)
+            site = adding.sites()[name]
     except config.ConfigError as problem:
         raise BadRequest(said(problem).replace(f"{SOURCE}: ", "")) from None
     await node.place([site])
