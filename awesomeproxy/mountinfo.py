@@ -64,6 +64,16 @@ class MountState:
     read_only: bool = False
     why: str = ""  # it is not mounted
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is there to be served from: a fenced one is read-only."""
+        return self.mounted and not self.read_only
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not usable."""
+        return "it is mounted read-only" if self.mounted else self.why
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:

@@ -332,7 +332,7 @@ class Node:
         if heard:
             self.trials.end(name)
             if placement.by.startswith(MOUNTED_ON):
-                self.residence.doubt(name)
+                self.residence.doubts.heard(name)
         self.placements[name] = placement
         if name.startswith(FILESYSTEM):
             self.residence.placed(name.removeprefix(FILESYSTEM))
@@ -356,7 +356,7 @@ class Node:
             self.membership.report(name)
             return
         if heard:
-            self.residence.prove(name)
+            self.residence.doubts.prove(name)
         event = {"backend": placement.backend, "mode": placement.mode.value}
         if known is None or event != {"backend": known.backend, "mode": known.mode.value}:
             self.emit(
@@ -408,11 +408,11 @@ class Node:
 
     def mounted(self, filesystem: str, node: str) -> Deferred[None]:
         """Fires when a filesystem is mounted on a node; fails if it is not in good time."""
-        return self.residence.wait(filesystem.removeprefix(FILESYSTEM), node)
+        return self.residence.lookout.wait(filesystem.removeprefix(FILESYSTEM), node)
 
     def usable(self, filesystem: str, node: str) -> Deferred[None]:
         """Look whether a filesystem is mounted on a node, writable; fails if it is not."""
-        return self.residence.usable(filesystem.removeprefix(FILESYSTEM), node)
+        return self.residence.lookout.usable(filesystem.removeprefix(FILESYSTEM), node)
 
     def lost(self, filesystem: str, node: str, why: str) -> None:
         """It is seen that a filesystem is not to be used any more, which may be moving."""

@@ -22,13 +22,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from awesomeproxy.cluster.interface import ICluster
+from awesomeproxy.doubts import Doubts
+from awesomeproxy.lookout import Lookout
 from awesomeproxy.model import (
     DATABASE,
     FILESYSTEM,
@@ -39,19 +40,14 @@ from awesomeproxy.model import (
     Placement,
     Site,
 )
-from awesomeproxy.mountinfo import Mounting, MountState, states
-from awesomeproxy.mounts import Mounts
+from awesomeproxy.mountinfo import MountState
 from awesomeproxy.mounttable import TABLE
-from awesomeproxy.movers.errands import Errands
-from awesomeproxy.movers.shell import Shell, ShellError
+from awesomeproxy.movers.shell import Shell
 from awesomeproxy.registry.interface import IRegistry, RegistryError
 
 log = Logger()
 
 LOOK_AGAIN = 5.0  # seconds between looks after a node that is lost
-LOOK_EVERY = 0.2  # seconds between looks at another node's mount table
-PROVE_EVERY = 0.5  # seconds between questions whether a site's servers are well
-MOUNT_IN = 30.0  # seconds in which something has to be mounted that was attached
 MOUNTED_ON = "mounted on "  # who has placed something where its filesystem is
 TRY_AGAIN = 1.0  # seconds between tries to record what was seen
 
@@ -100,11 +96,10 @@ class Residence:
         """
         self._host = host
         self._filesystems: Mapping[str, Filesystem] = {}
-        self._mounts = Mounts(host.reactor, {}, self._seen, table)
+        self.lookout = Lookout(host, self._seen, table)
+        self.doubts = Doubts(host)
         self._turns: dict[str, DeferredLock] = {}
-        self._doubted: set[str] = set()  # sites of which no server is known to be well
-        self._proving: dict[str, Deferred[None]] = {}
-        self._again: dict[str, IDelayedCall] = {}
+        self._again: dict[tuple[str, str], IDelayedCall] = {}
         self._looking: dict[str, IDelayedCall] = {}  # after nodes that are lost
         self.conflicts: dict[str, str] = {}  # filesystem -> the node that has it as well
         self._running = False
@@ -120,9 +115,7 @@ class Residence:
         All placements have to be known by now, but no site needs to be served.
         """
         self._filesystems = filesystems
-        watching = self._mounts.watch(self._watched())
-        await self._mounts.start()
-        await watching
+        await self.lookout.start(filesystems)
 
     def begin(self) -> None:
         """Place what lives in filesystems where those are.
@@ -131,6 +124,7 @@ class Residence:
         mounted, which may be both sides of it.
         """
         self._running = True
+        self.doubts.begin()
         self.settle(self._filesystems)
 
     def configure(self, filesystems: Mapping[str, Filesystem]) -> Deferred[Outcome]:
@@ -141,7 +135,7 @@ class Residence:
         self._filesystems = filesystems
         for name in self.conflicts.keys() - filesystems.keys():
             del self.conflicts[name]
-        watching = self._mounts.watch(self._watched())
+        watching = self.lookout.watch(filesystems)
         for name in filesystems:
             self.placed(name)
         return watching
@@ -155,18 +149,8 @@ class Residence:
         for looking in self._looking.values():
             looking.cancel()
         self._looking.clear()
-        for proving in list(self._proving.values()):
-            proving.cancel()
-        self._mounts.stop()
-
-    def _watched(self) -> dict[str, Mounting]:
-        """What can be seen here, by the names that :meth:`_key` gives."""
-        return {
-            _key(name, node): Mounting(place.path, getattr(place, "dataset", ""))
-            for name, filesystem in self._filesystems.items()
-            for node, place in filesystem.places.items()
-            if filesystem.mount_point and self._host.shell(node).local
-        }
+        self.doubts.stop()
+        self.lookout.stop()
 
     # What it comes to
 
@@ -181,25 +165,17 @@ class Residence:
             return f"its filesystem {name} is on {where.backend}"
         if why := self._not_there(name, where):
             return why
-        if placement.site in self._doubted:
+        if placement.site in self.doubts:
             return f"its filesystem {name} has just been mounted, and no server is well yet"
         return ""
 
     def _not_there(self, name: str, where: Placement) -> str:
-        state = self._state(name, where.backend)
-        if state is not None and not _usable(state):
-            return f"its filesystem {name} is not to be used on {where.backend}: {_trouble(state)}"
+        state = self.lookout.state(name, where.backend)
+        if state is not None and not state.usable:
+            return f"its filesystem {name} is not to be used on {where.backend}: {state.trouble}"
         if where.mode is Mode.HOLDING and not self._host.moving(FILESYSTEM + name):
             return f"its filesystem {name} is not mounted on {where.backend}"
         return ""
-
-    def _state(self, name: str, node: str) -> MountState | None:
-        """How it stands with a mount, if it can be seen from here."""
-        return self._mounts.states().get(_key(name, node))
-
-    def sees(self, name: str, node: str) -> bool:
-        """Whether this node sees for itself what is mounted there."""
-        return self._state(name, node) is not None
 
     def status(self) -> list[dict[str, Any]]:
         """Each filesystem: where it is, and what is wrong."""
@@ -224,22 +200,12 @@ class Residence:
             )
         return found
 
-    def doubt(self, lodger: str) -> None:
-        """Another node has placed it where its filesystem is: this one has not looked yet."""
-        if self._running:
-            self._doubted.add(lodger)
-
-    def prove(self, lodger: str) -> None:
-        """Look, if that is to be done: it is held here until one of its servers is well."""
-        if lodger in self._doubted:
-            self._prove(lodger)
-
     def heard(self, name: str) -> None:
         """Another node has placed a filesystem: what was in its way may be so no more."""
         other, where = self.conflicts.get(name), self._host.placement(FILESYSTEM + name)
         if other is not None and where.mode is Mode.HOLDING and self._running:
             telling = Deferred.fromCoroutine(self._tell_mounted(name, other))
-            telling.addErrback(self._not_recorded, _key(name, other))
+            telling.addErrback(self._not_recorded, name, other)
 
     async def _tell_mounted(self, name: str, node: str) -> None:
         await self.mounted(name, node)
@@ -318,17 +284,17 @@ class Residence:
                     for lodger, definition in self._lodgers(name).items()
                     if self._is_on(lodger, definition, node)
                 ]
-                self._doubted.update(back)  # or they would be served without a look
+                self.doubts.add(back)  # or they would be served without a look
                 self._host.adopt(where)
                 for site in back:
-                    self._prove(site)
+                    self.doubts.prove(site)
             await self._follow(name, node)
             return where
 
     def _may_be_there(self, name: str, where: Placement) -> bool:
         """Whether it is where it is recorded, as far as is known."""
-        state = self._state(name, where.backend)
-        return where.mode is Mode.OPEN or (state is not None and _usable(state))
+        state = self.lookout.state(name, where.backend)
+        return where.mode is Mode.OPEN or (state is not None and state.usable)
 
     async def unmounted(self, name: str, node: str) -> Placement:
         """A filesystem is not mounted on ``node`` any more: what lives in it is held.
@@ -350,21 +316,6 @@ class Residence:
             return await self.mounted(name, other)
         return where
 
-    def wait(self, name: str, node: str) -> Deferred[None]:
-        """Fires when a filesystem is mounted on ``node``; fails if that takes too long."""
-        filesystem = self._filesystems[name]
-        if not filesystem.mount_point:
-            return succeed(None)
-        if self._state(name, node) is not None:
-            return Deferred.fromCoroutine(self._wait_here(name, node))
-        return Deferred.fromCoroutine(self._wait_there(name, node))
-
-    def usable(self, name: str, node: str) -> Deferred[None]:
-        """Look whether a filesystem is mounted on ``node``, writable; fails if it is not."""
-        if not self._filesystems[name].mount_point:
-            return succeed(None)
-        return Deferred.fromCoroutine(self._look(name, node))
-
     def placed(self, name: str) -> None:
         """A filesystem is placed somewhere else than before, or no longer mounted."""
         for lodger in self._lodgers(name):
@@ -372,45 +323,45 @@ class Residence:
 
     def settle(self, names: Iterable[str]) -> None:
         """A migration of some filesystems has ended: what was seen meanwhile counts now."""
-        states = self._mounts.states()
         for name in names:
             where = self._host.placement(FILESYSTEM + name).backend
             places = self._filesystems[name].places if name in self._filesystems else ()
             # Where it is recorded comes first: if it is there, it is nowhere else.
             for node in sorted(places, key=lambda place: place != where):
-                if state := states.get(_key(name, node)):
-                    self._seen(_key(name, node), state)
+                if state := self.lookout.state(name, node):
+                    self._seen(name, node, state)
 
     # Deeds
 
-    def _seen(self, key: str, state: MountState) -> None:
+    def _seen(self, name: str, node: str, state: MountState) -> None:
         """This node's mount table says something new."""
-        name, node = _names(key)
         self.placed(name)  # at once: requests must not find an empty directory
         if not self._running or name not in self._filesystems:
             return
         if self._host.moving(FILESYSTEM + name):
-            if not _usable(state):
-                self._host.lost(FILESYSTEM + name, node, _trouble(state))
+            if not state.usable:
+                self._host.lost(FILESYSTEM + name, node, state.trouble)
         else:
-            tell = self.mounted if _usable(state) else self.unmounted
+            tell = self.mounted if state.usable else self.unmounted
             telling = Deferred.fromCoroutine(tell(name, node))
-            telling.addErrback(self._not_recorded, key)
+            telling.addErrback(self._not_recorded, name, node)
 
-    def _not_recorded(self, failure: Failure, key: str) -> None:
+    def _not_recorded(self, failure: Failure, name: str, node: str) -> None:
         if isinstance(failure.value, Elsewhere):  # it was told already
             return
-        if not isinstance(failure.value, RegistryError):
+        key, why = f"{name}@{node}", failure.value
+        if not isinstance(why, RegistryError):
             log.failure("{key}: what is mounted cannot be followed", failure, key=key)
             return
-        log.error("{key}: what is mounted is not recorded yet: {why}", key=key, why=failure.value)
-        if self._running and key not in self._again:
-            self._again[key] = self._host.reactor.callLater(TRY_AGAIN, self._see_again, key)
+        log.error("{key}: what is mounted is not recorded yet: {why}", key=key, why=why)
+        if self._running and (name, node) not in self._again:
+            call = self._host.reactor.callLater(TRY_AGAIN, self._see_again, name, node)
+            self._again[name, node] = call
 
-    def _see_again(self, key: str) -> None:
-        del self._again[key]
-        if state := self._mounts.states().get(key):
-            self._seen(key, state)
+    def _see_again(self, name: str, node: str) -> None:
+        del self._again[name, node]
+        if state := self.lookout.state(name, node):
+            self._seen(name, node, state)
 
     def _lodgers(self, name: str) -> dict[str, Site | Database]:
         """What lives in a filesystem, called as its placement is."""
@@ -421,9 +372,6 @@ class Residence:
     def _is_on(self, lodger: str, definition: Site | Database, node: str) -> bool:
         backend = definition.backends.get(self._host.placement(lodger).backend)
         return backend is not None and backend.node == node
-
-    def _is_served(self, lodger: str) -> bool:
-        return lodger in self._host.sites or lodger.removeprefix(DATABASE) in self._host.databases
 
     def _turn(self, name: str) -> DeferredLock:
         return self._turns.setdefault(name, DeferredLock())
@@ -445,40 +393,11 @@ class Residence:
             except RegistryError as problem:  # the others can go on all the same
                 problems.append(problem)
                 continue
-            self._doubted.add(lodger)
+            self.doubts.add([lodger])
             self._host.adopt(placed)
-            self._prove(lodger)
+            self.doubts.prove(lodger)
         if problems:
             raise problems[0]
-
-    def _prove(self, site: str) -> None:
-        """Have a site or database that is doubted held until one of its servers is well."""
-        if site in self._proving or not self._running:
-            return
-        self._proving[site] = Deferred.fromCoroutine(self._until_well(site))
-
-        def proved(result: object) -> None:
-            del self._proving[site]
-            self._doubted.discard(site)
-            if self._running and self._is_served(site):
-                self._host.adopt(self._host.placement(site))
-
-        self._proving[site].addBoth(proved)
-
-    async def _until_well(self, site: str) -> None:
-        while self._is_served(site):
-            backend = self._host.placement(site).backend
-            try:
-                await self._host.check(site, backend)
-            except CancelledError:
-                raise
-            except Exception as problem:
-                log.debug("{site}: not well yet: {why}", site=site, why=problem)
-            else:
-                if backend == self._host.placement(site).backend:
-                    return
-                continue  # it has gone somewhere else meanwhile
-            await deferLater(self._host.reactor, PROVE_EVERY)
 
     def _conflict(self, name: str, recorded: str, node: str) -> None:
         if self.conflicts.get(name) != node:
@@ -491,60 +410,3 @@ class Residence:
                 recorded=recorded,
             )
             self._host.emit(event="conflict", filesystem=name, node=node, recorded=recorded)
-
-    async def _wait_here(self, name: str, node: str) -> None:
-        key = _key(name, node)
-        late = self._host.reactor.seconds() + MOUNT_IN
-        while (state := self._state(name, node)) is not None and not _usable(state):
-            if self._host.reactor.seconds() > late:
-                raise _gone(name, node, state)
-            # Not for longer: what was mounted and turns writable is not mounted once more.
-            if await self._mounts.on_mount.wait(key, LOOK_EVERY) is Outcome.REFUSED:
-                raise Elsewhere(f"{name} is watched no more on {node}")
-
-    async def _wait_there(self, name: str, node: str) -> None:
-        late = self._host.reactor.seconds() + MOUNT_IN
-        while not _usable(state := await self._look_there(name, node)):
-            if self._host.reactor.seconds() > late:
-                raise _gone(name, node, state)
-            await deferLater(self._host.reactor, LOOK_EVERY)
-
-    async def _look_there(self, name: str, node: str) -> MountState:
-        """How it stands with a mount on another node."""
-        place = self._filesystems[name].places[node]
-        wanted = {name: Mounting(place.path, getattr(place, "dataset", ""))}
-        errands = Errands(self._host.shell(node), name)  # a mover's as well: they run already
-        try:
-            table = await errands.run("cat", "/proc/self/mountinfo")
-            return states(table.encode(), wanted)[name]
-        except (ShellError, ValueError) as problem:
-            return MountState(False, why=str(problem))
-
-    async def _look(self, name: str, node: str) -> None:
-        state = self._state(name, node)
-        state = await self._look_there(name, node) if state is None else state
-        if not _usable(state):
-            raise _gone(name, node, state)
-
-
-def _usable(state: MountState) -> bool:
-    """Whether a filesystem is there to be served from: a fenced one is read-only."""
-    return state.mounted and not state.read_only
-
-
-def _trouble(state: MountState) -> str:
-    """Why it is not usable."""
-    return "it is mounted read-only" if state.mounted else state.why
-
-
-def _gone(name: str, node: str, state: MountState) -> Elsewhere:
-    return Elsewhere(f"{name} is not mounted on {node}: {_trouble(state)}")
-
-
-def _key(name: str, node: str) -> str:
-    return f"{name}@{node}"  # neither has an "@"
-
-
-def _names(key: str) -> tuple[str, str]:
-    name, _, node = key.partition("@")
-    return name, node

@@ -18,6 +18,7 @@ from stage_waiting import reactor, until
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from awesomeproxy.lookout import NotThere
 from awesomeproxy.model import FILESYSTEM, Mode, Placement
 from awesomeproxy.residence import Elsewhere
 
@@ -250,8 +251,8 @@ async def test_the_mounts_of_a_migration_are_no_events(stage: Stage) -> None:
     stage.house.travelling = {DATA, "blog"}
     stage.remount("a", "ro")
     stage.mount("b")
-    await until(lambda: stage.residence.sees("data", "b"))
-    await stage.residence.wait("data", "b")
+    await until(lambda: stage.residence.lookout.sees("data", "b"))
+    await stage.residence.lookout.wait("data", "b")
     assert (stage.house.where(), stage.backend) == ("open a", "on-a")
     assert stage.house.losses[0] == f"{DATA} a: it is mounted read-only"
     stage.house.travelling = set()
@@ -306,15 +307,15 @@ async def test_a_look_is_not_patient(stage: Stage) -> None:
     """It says at once that something is not mounted, and why; here as on another node."""
     stage.mount("a")
     await stage.begin()
-    await stage.residence.usable("data", "a")
+    await stage.residence.lookout.usable("data", "a")
     stage.remount("a", "ro")
     await until(lambda: "read-only" in stage.absent, "the change")
-    with pytest.raises(Elsewhere, match="data is not mounted on a: it is mounted read-only"):
-        await stage.residence.usable("data", "a")
+    with pytest.raises(NotThere, match="data is not mounted on a: it is mounted read-only"):
+        await stage.residence.lookout.usable("data", "a")
     stage.house.remote = {"c"}
     stage.residence.configure({"data": stage.house.filesystem(stage.paths)})
-    with pytest.raises(Elsewhere, match=r"data is not mounted on c: .*nowhere"):
-        await stage.residence.usable("data", "c")
+    with pytest.raises(NotThere, match=r"data is not mounted on c: .*nowhere"):
+        await stage.residence.lookout.usable("data", "c")
 
 
 @twisted_test
@@ -324,7 +325,7 @@ async def test_waiting_for_a_mount_sees_one_that_turns_writable(stage: Stage) ->
     stage.mount("b", how="ro")
     await stage.begin()
     stage.house.travelling = {DATA}
-    waiting = stage.residence.wait("data", "b")
+    waiting = stage.residence.lookout.wait("data", "b")
     await deferLater(reactor, 0.05)
     assert not waiting.called
     stage.remount("b", "rw")
@@ -335,11 +336,11 @@ async def test_waiting_for_a_mount_sees_one_that_turns_writable(stage: Stage) ->
 async def test_waiting_for_a_mount_can_be_given_up(stage: Stage) -> None:
     """Nothing is left of it; and who stops the watch ends it."""
     await stage.begin()
-    waiting = stage.residence.wait("data", "b")
+    waiting = stage.residence.lookout.wait("data", "b")
     waiting.cancel()
-    ended = stage.residence.wait("data", "b")
+    ended = stage.residence.lookout.wait("data", "b")
     stage.residence.stop()
-    with pytest.raises(Elsewhere):
+    with pytest.raises(NotThere):
         await ended
     failures: list[Any] = []
     waiting.addErrback(failures.append)
@@ -420,7 +421,7 @@ async def test_other_nodes_are_told_of(stage: Stage) -> None:
     stage.house.remote = {"a", "b", "c"}
     await stage.begin()
     residence = stage.residence
-    assert (stage.absent, residence.sees("data", "a")) == ("", False)
+    assert (stage.absent, residence.lookout.sees("data", "a")) == ("", False)
     with pytest.raises(Elsewhere, match="awesomeproxy unmounted data --node a"):
         await residence.mounted("data", "b")
     assert residence.conflicts == {"data": "b"}
@@ -464,9 +465,9 @@ async def test_a_paused_site_follows_and_stays_paused(stage: Stage) -> None:
 async def test_a_directory_is_where_it_is_said_to_be(stage: Stage) -> None:
     """It is no mount point: nothing else tells where it is."""
     await stage.begin(mount_point=False)
-    await stage.residence.usable("data", "a")
+    await stage.residence.lookout.usable("data", "a")
     assert stage.absent == ""
-    await stage.residence.wait("data", "b")  # is there as soon as it is asked for
+    await stage.residence.lookout.wait("data", "b")  # is there as soon as it is asked for
 
 
 # A node that is lost

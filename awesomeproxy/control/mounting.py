@@ -58,7 +58,7 @@ def _check_known(context: Node, filesystem: str, node: str) -> None:
         raise BadRequest(
             f"{filesystem} has no place on {node!r}; it has: {', '.join(sorted(places))}"
         )
-    if context.residence.sees(filesystem, node):
+    if context.residence.lookout.sees(filesystem, node):
         raise CommandFailed(
             f"{filesystem} is looked for on {node} by the daemon itself, in the mount table;"
             " nobody has to tell"
