@@ -8,7 +8,7 @@ when they are gone.  A node by itself is nobody's member, and has nothing of all
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, MutableMapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -28,6 +28,7 @@ from awesomeproxy.registry.interface import Entry, IRegistry
 from awesomeproxy.residence import Residence
 
 log = Logger()
+T = TypeVar("T")
 
 ORPHAN_IN = 5.0  # seconds that the end of a migration may take to be recorded
 
@@ -67,7 +68,7 @@ class Membership:
         """
         self._host = host
         self._enter = enter
-        self._entering: Deferred[Surroundings] | None = None
+        self._waiting: Deferred[Any] | None = None  # for the others, or to be one of them
         self.permit = Permit()
         self.withheld = ""  # why everything is held
         self.others: dict[int, Entry] = {}  # migrations of other nodes that have not ended
@@ -95,11 +96,7 @@ class Membership:
         :raise CancelledError: it was stopped meanwhile.
         """
         host = self._host
-        self._entering = Deferred.fromCoroutine(self._enter(self))
-        try:
-            found = await self._entering
-        finally:
-            self._entering = None
+        found = await self._wait(self._enter(self))
         host.registry, host.cluster = found.registry, found.cluster
         self.following = Following(host, self, found.view, host.settings.name)
         host.added = self.following.tables
@@ -110,19 +107,29 @@ class Membership:
         """Become a member, with all that is to be held being held; nothing is served yet.
 
         :return: what this node was migrating when it died, and is to be taken up.
+        :raise CancelledError: it was stopped meanwhile.
         """
         host = self._host
         self.following.take_over_all()
-        await host.cluster.join()
+        await self._wait(host.cluster.join())
         left = await host.moves.recover(host.sites)
         await host.registry.placements()  # what was changed until this node was waited for
         self.following.take_over_all()
         return left
 
+    async def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for what may take any time, unless the node is stopped."""
+        self._waiting = Deferred.fromCoroutine(work)
+        try:
+            result: T = await self._waiting
+        finally:
+            self._waiting = None
+        return result
+
     def stop(self) -> None:
         """Look for nobody any more, and take nothing up."""
-        if self._entering is not None:
-            self._entering.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
         for orphan in self._orphans.values():
             orphan.cancel()
         self._orphans.clear()

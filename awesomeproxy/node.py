@@ -132,7 +132,10 @@ class Node:
             it cannot be started; the message says why.
         """
         async with self.changing():
-            await self._start(listen_control)
+            try:
+                await self._start(listen_control)
+            except CancelledError:
+                raise Stopping from None
 
     async def _start(self, listen_control: Callable[[str], Deferred[IListeningPort]]) -> None:
         settings = self.settings
@@ -147,10 +150,7 @@ class Node:
             self.placements = await self.registry.placements()
             left = await self.moves.recover(sites)
         else:
-            try:
-                await self.membership.find_others()
-            except CancelledError:
-                raise Stopping from None
+            await self.membership.find_others()
             self.answering.begin()
         self.placements = await self.registry.placements()
         everything: list[Site | Database] = [*sites.values(), *settings.databases.values()]

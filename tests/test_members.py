@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import pytest
 from fellows_stage import LEASE, Host, fellows, together
 from pytest_twisted import ensureDeferred  # type: ignore[import-untyped]
 from redis_stage import Redis, redis
-from stage_waiting import until, until_async
-from twisted.internet.defer import Deferred
+from stage_waiting import reactor, until, until_async
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs
 
 from awesomeproxy.cluster.interface import Roll
 from awesomeproxy.cluster.redis import LEFT_OUT, TWIN
 from awesomeproxy.model import Mode, Placement
+from awesomeproxy.node import Node, Stopping
 from awesomeproxy.registry.interface import Conflict, NotAllowed, Unreachable
 
 
@@ -356,23 +359,47 @@ async def test_a_lost_registry_is_held_for_and_come_back_to(tmp_path: Path) -> N
             assert a.state(b) == "live"  # nobody could beat while it was away
 
 
+@pytest.mark.parametrize("loss", ["serve", "hold"])
 @ensureDeferred
-async def test_too_few_replicas_are_told(server: Redis, tmp_path: Path) -> None:
-    """Nothing is complete that a fail-over could lose, and a lease is renewed by nobody."""
-    keys = {"replicas": "1", "on_registry_loss": '"hold"'}
-    async with fellows("a", server, tmp_path, **keys) as (a,):
-        renewed = a.permit.until
-        held = await a.place("blog")
-        roll = await rolled(a, held)
-        assert (roll.missing, roll.firm, roll.complete) == ((), False, False)
-        assert "0 of 1 replicas" in a.fellows.trouble()
-        await a.pass_time(0.5)
-        assert a.permit.until == renewed
+async def test_who_joins_is_a_member_when_replicas_know(loss: str, tmp_path: Path) -> None:
+    """Or on the side of a new master pauses would be complete without a node that serves."""
+    with redis(tmp_path / "one") as own:
+        follow = ("--replicaof", f"127.0.0.1 {own.port}")
+        with redis(tmp_path / "two", *follow) as replica:
+            replica.stop(signal.SIGKILL)
+            a = Host("a", own, tmp_path.name, replicas="1", on_registry_loss=f'"{loss}"')
+            await a.open(tmp_path / "a")
+            joining = Deferred.fromCoroutine(a.fellows.join())
+            try:
+                await until(lambda: "0 of 1 replicas" in a.fellows.trouble(), "the count")
+                assert not joining.called
+                assert a.permit.until == inf  # it is not counted yet
+                replica.start()
+                await joining
+                assert a.permit.until < inf
+                assert a.registry.life == 1
+            finally:
+                await a.fellows.leave()
+                await a.registry.close()
+
+
+@ensureDeferred
+async def test_a_daemon_that_waits_to_be_a_member_can_be_stopped(
+    server: Redis, tmp_path: Path
+) -> None:
+    """It has served nothing, and nobody waits for it."""
+    settings = Host("a", server, tmp_path.name, replicas="1").settings
+    node = Node(reactor, "test", replace(settings, state_dir=str(tmp_path)))
+    starting = Deferred.fromCoroutine(node.start(lambda path: fail(AssertionError(path))))
+    await until(lambda: "0 of 1 replicas" in node.cluster.trouble(), "the count")
+    await node.stop()
+    with pytest.raises(Stopping):
+        await starting
 
 
 @ensureDeferred
 async def test_a_lease_is_renewed_by_what_replicas_have(tmp_path: Path) -> None:
-    """Not by a Redis alone, in whose place there may be another by now."""
+    """Not by a Redis alone, in whose place there may be another by now; nor is a roll complete."""
     keys = {"replicas": "1", "on_registry_loss": '"hold"'}
     with redis(tmp_path / "one") as own:
         follow = ("--replicaof", f"127.0.0.1 {own.port}")
@@ -391,6 +418,8 @@ async def test_a_lease_is_renewed_by_what_replicas_have(tmp_path: Path) -> None:
                 assert a.withheld
                 await until(lambda: "0 of 1 replicas" in a.fellows.trouble(), "the count")
                 assert await a.registry.link.replicas() == 0
+                roll = await rolled(a, await a.place("blog"))
+                assert (roll.missing, roll.firm, roll.complete) == ((), False, False)
                 replica.start()
                 await until_async(released, "a beat that counts again")
 

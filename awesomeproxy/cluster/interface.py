@@ -7,7 +7,7 @@ operator fences it, or when its lease is over and it has promised to hold by its
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,8 +57,9 @@ class ICluster(Interface):
     identity: str = Attribute("What no other cluster is called; empty if alone.")
     counters: Mapping[str, int] = Attribute("What has happened to this node's membership.")
 
-    def join() -> Awaitable[None]:
-        """Become a member; fires when all that is held and drained has been reported."""
+    def join() -> Coroutine[Any, Any, None]:
+        """Become a member; fires when all that is held and drained has been reported, and that
+        this node is one cannot be lost."""
 
     def leave() -> Awaitable[None]:
         """Be one no more: nobody waits for this node, which serves nothing any more."""

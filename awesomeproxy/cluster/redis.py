@@ -98,17 +98,26 @@ class Fellows:
     # Being one of them
 
     async def join(self) -> None:
-        """See :meth:`ICluster.join`."""
+        """See :meth:`ICluster.join`.
+
+        It lasts until as many replicas as must know of it.  Else, on the side of another master,
+        pauses could be complete without this node, which had heard nothing of them.
+        """
+        told = False
         while True:
             await self._registry.back(None)
-            began = self._monotonic()
             try:
                 await self._be_member()
+                began = self._monotonic()
+                while not await self._confirm():
+                    if not told:
+                        told = True
+                        log.error("{why}; nothing is served before", why=self._hindrance())
+                    began = self._monotonic()
             except (Doubtful, Unreachable):
                 continue
             break
         self._lease.begin(began)
-        self._lease.beat()
         self._looking.start(self._settings.lease / LOOKS).addErrback(
             lambda failure: log.failure("the others are not looked after any more", failure)
         )
@@ -134,7 +143,8 @@ class Fellows:
 
     async def _be_member(self) -> None:
         registry = self._registry
-        answer = await registry.link.call("join", self.node, packed(self._record()))
+        record = packed(self._record())
+        answer = await registry.link.call("join", self.node, record, firm=True)
         registry.life = int(answer.removeprefix("OK "))
         await registry.catch_up()
         await self._report_all()
@@ -176,11 +186,11 @@ class Fellows:
         answer = await registry.link.call("beat", self.node, str(registry.life), firm=firm)
         if answer == "GONE":
             await self._rejoin()
-            return True
-        _, version, seconds, micros = answer.split()
-        self._clock.take(sent, self._monotonic(), int(seconds) + int(micros) / 1e6)
-        if int(version) > registry.view.version:
-            await registry.catch_up()
+        else:
+            _, version, seconds, micros = answer.split()
+            self._clock.take(sent, self._monotonic(), int(seconds) + int(micros) / 1e6)
+            if int(version) > registry.view.version:
+                await registry.catch_up()
         return await self._rolls.copied()
 
     async def _rejoin(self) -> None:
@@ -213,8 +223,8 @@ class Fellows:
 
     async def _returned(self) -> None:
         """The registry is back, and has been read."""
-        if not self._registry.life:
-            return
+        if not self._looking.running:
+            return  # it has not joined, or has left
         self._members.begin_anew()
         began = self._monotonic()
         try:
