@@ -196,7 +196,10 @@ class Following:
     def _placement(self, name: str) -> None:
         placement = self._view.placements.get(name)
         if placement is not None:
+            is_new = name not in self._host.placements
             self._host.adopt(placement, heard=True)
+            if is_new and name in self.tables.texts:  # its definition was heard before
+                self._serve(name)
         elif name not in self._host.sites:
             self._host.placements.pop(name, None)
 
@@ -214,6 +217,11 @@ class Following:
         if self.tables.texts.get(name) == text:
             return
         self.tables.texts[name] = text
+        self._serve(name)
+
+    def _serve(self, name: str) -> None:
+        """Serve a site as it is defined now, or hold it if it does not fit."""
+        host = self._host
         site, misfit = self._site(host.settings, name, self.tables[name])
         host.misfits.pop(name, None)
         if misfit:

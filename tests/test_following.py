@@ -28,6 +28,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from awesomeproxy.control import commands, status
 from awesomeproxy.control.table import Call
 from awesomeproxy.defining import define_all
+from awesomeproxy.following import Everything
 from awesomeproxy.migrate import planning
 from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
 from awesomeproxy.migrating import InTheWay, NotMigrating
@@ -101,6 +102,23 @@ async def test_a_site_that_is_added_at_one_node_is_served_by_all(tmp_path: Path)
         await nodes["web2"].registry.undefine("blog")
         await eventually(lambda: not any(n.sites for n in nodes.nodes.values()), "its end")
         assert await ask(nodes, "web1") == 404
+
+    await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_a_definition_may_be_heard_before_its_placement(tmp_path: Path) -> None:
+    """The message with that was lost; the site is served when it is read."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        nodes.shared.silent.add("web2")
+        await define_all(nodes["web1"], {"blog": table(*origins)})
+        following = nodes["web2"].membership.following
+        following.take_over(Everything([], ["blog"], []))
+        assert "is not placed" in nodes["web2"].misfits["blog"]
+        following.take_over(Everything(["blog"], [], []))
+        assert nodes["web2"].misfits == {}
+        assert await ask(nodes, "web2") == 200
 
     await _with(tmp_path, test, always(OK))
 
