@@ -8,10 +8,10 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
-from awesomeproxy.cluster.clock import RegistryClock
 from awesomeproxy.cluster.lease import SILENT, STEPS, Lease
 from awesomeproxy.cluster.members import Members
 from awesomeproxy.proxy.permit import Permit
+from awesomeproxy.registry.clock import RegistryClock
 from awesomeproxy.registry.interface import Unreachable
 
 LEASE = 10.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
@@ -59,6 +60,22 @@ async def test_nodes_know_each_other(server: Redis, tmp_path: Path) -> None:
         await b.fellows.join()
         await until(lambda: a.state(b) == "live")
         assert [each.life for each in a.fellows.members()] == [1, 2]
+
+
+@ensureDeferred
+async def test_a_wrong_clock_ends_no_hold(
+    server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even before the node has joined: it is the registry's that says when a hold is over."""
+    true = time.time
+    monkeypatch.setattr(time, "time", lambda: true() + 3600)
+    async with fellows("a", server, tmp_path):
+        wrong = Host("b", server, tmp_path.name)
+        await wrong.open(tmp_path / "wrong")
+        try:
+            assert abs(wrong.fellows.now() - true()) < 600
+        finally:
+            await wrong.registry.close()
 
 
 @ensureDeferred

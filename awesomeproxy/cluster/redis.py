@@ -15,7 +15,6 @@ from zope.interface import implementer
 
 from awesomeproxy import __version__
 from awesomeproxy.cluster.asking import Asking
-from awesomeproxy.cluster.clock import RegistryClock
 from awesomeproxy.cluster.fencing import Fencing
 from awesomeproxy.cluster.heirs import Heirs
 from awesomeproxy.cluster.host import ClusterHost
@@ -65,7 +64,6 @@ class Fellows:
         self._subscribers: list[Callable[[str, str], None]] = []
         self._process = secrets.token_hex(8)  # tells this process from others of the same name
         self._twin = False  # one of these has taken our place
-        self._clock = RegistryClock(monotonic)
         self._members = Members(monotonic)
         self._rolls = Rolls(registry, settings.replicas, self._doubted)
         self._asking = Asking(host.reactor, registry.link, self.node)
@@ -181,14 +179,15 @@ class Fellows:
 
     async def _confirm(self) -> bool:
         """Whether the registry counts this node as there, and the view is what it has."""
-        registry, sent = self._registry, self._monotonic()
+        registry = self._registry
+        clock, sent = registry.clock, registry.clock.monotonic()
         firm = bool(self._settings.replicas)
         answer = await registry.link.call("beat", self.node, str(registry.life), firm=firm)
         if answer == "GONE":
             await self._rejoin()
         else:
             _, version, seconds, micros = answer.split()
-            self._clock.take(sent, self._monotonic(), int(seconds) + int(micros) / 1e6)
+            clock.take(sent, clock.monotonic(), int(seconds) + int(micros) / 1e6)
             if int(version) > registry.view.version:
                 await registry.catch_up()
         return await self._rolls.copied()
@@ -253,7 +252,7 @@ class Fellows:
 
     def now(self) -> float:
         """See :meth:`ICluster.now`."""
-        return self._clock.now()
+        return self._registry.clock.now()
 
     def trouble(self) -> str:
         """See :meth:`ICluster.trouble`."""

@@ -26,6 +26,7 @@ from txredisapi import ConnectionError as Lost  # type: ignore[import-untyped]
 from txredisapi import ResponseError
 
 from awesomeproxy.model import Cluster
+from awesomeproxy.registry.clock import RegistryClock
 from awesomeproxy.registry.interface import Doubtful, RegistryError, Unreachable
 from awesomeproxy.registry.master import (
     Asking,
@@ -59,12 +60,14 @@ class Origin:
 class Link:
     """The connections."""
 
-    def __init__(self, reactor: Any, cluster: Cluster, origin: Origin) -> None:
+    def __init__(self, reactor: Any, cluster: Cluster, origin: Origin, clock: RegistryClock):
         """
         :param origin: what was seen before; it is kept up to date.
+        :param clock: learns what time it is there.
         """
         self._reactor = reactor
         self._cluster = cluster
+        self._clock = clock
         self._master = Master(reactor, cluster)
         self.origin = origin
         self.keys = f"{cluster.prefix}:{SCHEMA}:"
@@ -78,7 +81,6 @@ class Link:
         self.lost_at = reactor.seconds()
         self.copies = cluster.replicas  # how many replicas had what was asked for last
         self.counters = {"reconnects": 0, "epochs": 0}
-        self.clock: Callable[[float, float, float], None] = lambda sent, got, told: None
         self.on_ready: Callable[[], Awaitable[None]] = _nothing
         self.on_lost: list[Callable[[], None]] = []
 
@@ -240,7 +242,7 @@ class Link:
 
     async def _enter(self) -> None:
         origin = self.origin
-        sent = self._reactor.seconds()
+        sent = self._clock.monotonic()
         args = (str(origin.epoch), origin.run, origin.cluster, secrets.token_hex(8))
         answer = await self._connections[1].eval(script("enter"), [self.keys], args)
         word, *rest = answer.decode().splitlines()
@@ -259,7 +261,7 @@ class Link:
             self.counters["epochs"] += 1
         origin.epoch, origin.run, origin.cluster = epoch, said[2], said[3]
         origin.kept = {int(each): int(kept) for each, kept in map(str.split, rest)}
-        self.clock(sent, self._reactor.seconds(), int(said[4]) + int(said[5]) / 1e6)
+        self._clock.take(sent, self._clock.monotonic(), int(said[4]) + int(said[5]) / 1e6)
 
     def _heard(self, pattern: object, channel: bytes, message: bytes) -> None:
         callback = self._channels.get(channel)

@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from awesomeproxy.model import Cluster
 from awesomeproxy.registry.book import HISTORY, Book
 from awesomeproxy.registry.booked import BookedRegistry, Care, R
+from awesomeproxy.registry.clock import RegistryClock
 from awesomeproxy.registry.interface import (
     Doubtful,
     RegistryError,
@@ -67,7 +68,8 @@ class RedisRegistry(BookedRegistry):
         self._reactor = reactor
         self._file = state_dir / FILE
         self._seen = self._remembered()
-        self.link = Link(reactor, cluster, replace(self._seen))
+        self.clock = RegistryClock()
+        self.link = Link(reactor, cluster, replace(self._seen), self.clock)
         self._stage = Stage(self.view, lambda: self._me, lambda: self.link.epoch)
         super().__init__(Book(self._stage, now, keep))
         self._waiting: list[Deferred[None]] = []

@@ -11,15 +11,15 @@ DRIFT = 1e-4  # seconds by which two clocks may come apart in a second; those of
 class RegistryClock:
     """That time, from what the registry has said of it and this machine's monotonic clock."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.monotonic = monotonic
         self._offset = time.time() - monotonic()  # as good as any before it was asked
         self._taken: float | None = None
         self._within = 0.0  # seconds that the offset was off by at the most when it was taken
 
     def now(self) -> float:
         """Unix time of the registry."""
-        return self._monotonic() + self._offset
+        return self.monotonic() + self._offset
 
     def take(self, sent: float, got: float, said: float) -> None:
         """Learn from an answer, if it says more exactly what time it is than what is known.
