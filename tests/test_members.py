@@ -239,6 +239,32 @@ async def test_a_command_makes_sure_that_a_node_is_off(server: Redis, tmp_path: 
 
 
 @ensureDeferred
+async def test_who_is_cut_off_with_an_old_master_fences_nobody(tmp_path: Path) -> None:
+    """There all others seem to be gone, and are well where the replicas are."""
+    ran = tmp_path / "ran"
+    command = [sys.executable, "-c", f"open({str(ran)!r}, 'w')"]
+    keys = {"replicas": "1", "fence_command": repr(command)}
+    with redis(tmp_path / "one") as own:
+        follow = ("--replicaof", f"127.0.0.1 {own.port}")
+        with redis(tmp_path / "two", *follow) as replica:
+            async with fellows("a b", own, tmp_path, **keys) as (a, b):
+                replica.stop(signal.SIGKILL)
+                await together([a], 2.0)
+                assert a.state(b) == "gone"
+                assert not await a.fellows.expire("b")
+                assert not a.fellows._fencing._running
+                assert not ran.exists()
+                replica.start()
+
+                async def fenced() -> bool:
+                    await a.fellows.expire("b")
+                    return ran.exists()
+
+                await until_async(fenced, "the command")
+                await until(lambda: a.state(b) == "fenced")
+
+
+@ensureDeferred
 async def test_a_command_that_fails_fences_nobody(server: Redis, tmp_path: Path) -> None:
     """It is told, and not run again for the same life."""
     ran = tmp_path / "ran"

@@ -46,7 +46,8 @@ class Fencing:
     async def expire(self, node: str) -> bool:
         """See :meth:`ICluster.expire`.
 
-        For one that serves on, which time alone cannot end, the command is begun, once a life.
+        For one that serves on, which time alone cannot end, the command is begun, once a life;
+        but not by who is cut off with an old master, where all others seem to be gone.
         """
         member = self._members.get(node)
         if member is None or not is_member(member):
@@ -55,8 +56,15 @@ class Fencing:
             return False
         if member.loss == "hold":
             return await self._leave(member, "expired", "its lease is over")
-        if self._settings.fence_command:
-            self._begin(member)
+        if self._settings.fence_command and (node, member.life) not in self._tried:
+            if await self._registry.link.copied() >= self._settings.replicas:
+                self._begin(member)
+            else:
+                log.warn(
+                    "{node} is gone, but not fenced: too few replicas of the registry are there,"
+                    " so it may be this node that is cut off",
+                    node=node,
+                )
         return False
 
     async def remove(self, node: str) -> None:
@@ -101,7 +109,7 @@ class Fencing:
 
     def _begin(self, member: Member) -> None:
         key = (member.name, member.life)
-        if key in self._tried:
+        if key in self._tried:  # by now
             return
         self._tried.add(key)
         running = self._running[member.name] = Deferred.fromCoroutine(self._run(member))
