@@ -113,6 +113,7 @@ class Cluster:
     data: Bridge  # where clients and backends are
     loss: str = "serve"
     more: str = ""  # of [cluster]
+    url: str = ""  # of the registry, if it is not reached as usual
     nodes: dict[str, Node] = field(default_factory=dict)
     redis: list[RedisServer] = field(default_factory=list)  # the first is the master at first
     sentinels: list[RedisServer] = field(default_factory=list)
@@ -149,8 +150,8 @@ class Cluster:
         listen = ("--port", str(port), "--bind", address, "--protected-mode", "no")
         return RedisServer(directory, space, address, port, (*words, *listen))
 
-    async def with_replica(self) -> None:
-        """A master, a replica of it, and three sentinels that watch them."""
+    async def with_replica(self, sentinels: int = 3) -> None:
+        """A master, a replica of it, and sentinels that watch them."""
         master, replica = self.add_redis(), self.add_redis()
         master.start()
         await master.answers()
@@ -159,7 +160,7 @@ class Cluster:
         await until(
             lambda: "master_link_status:up" in replica.command("info", "replication"), "the replica"
         )
-        for _ in range(3):
+        for _ in range(sentinels):
             sentinel = self._server("sentinel", SENTINEL, ())
             config = sentinel.directory / "sentinel.conf"
             config.write_text(
@@ -174,7 +175,7 @@ class Cluster:
             await until(
                 lambda sentinel=sentinel: all(  # type: ignore[misc]
                     f"{what}:{number}" in _parsed(sentinel.command("sentinel", "master", MASTER))
-                    for what, number in (("num-slaves", 1), ("num-other-sentinels", 2))
+                    for what, number in (("num-slaves", 1), ("num-other-sentinels", sentinels - 1))
                 ),
                 "the sentinels",
             )
@@ -203,15 +204,17 @@ class Cluster:
             urls = [f"redis://{each.address}:{SENTINEL}" for each in self.sentinels]
             lines += [f"redis = {urls}".replace("'", '"'), f'master = "{MASTER}"', "replicas = 1"]
         else:
-            lines.append(f'redis = "redis://{self.redis[0].address}:{REDIS}"')
+            url = self.url or f"redis://{self.redis[0].address}:{REDIS}"
+            lines.append(f'redis = "{url}"')
         return "\n".join(["drain_time = 1.0", "[cluster]", *lines])
 
     async def begin(self, *names: str) -> None:
-        """Start nodes of these names, and have them serve the sites."""
+        """Start nodes of these names that do not run, and have them serve the sites."""
         for name in names:
             if name not in self.nodes:
                 self.add_node(name)
-            self.nodes[name].spawn()
+            if not self.nodes[name].running:
+                self.nodes[name].spawn()
         for name in names:
             await self.nodes[name].serves()
         first = self.nodes[names[0]]
@@ -372,6 +375,7 @@ async def a_cluster(
     natures: Mapping[str, tuple[Nature | None, Nature | None]] = {},
     deadly: str = "",
     mounts: bool = False,
+    more: str = "",
 ) -> AsyncIterator[Cluster]:
     """A cluster that serves.
 
@@ -379,8 +383,9 @@ async def a_cluster(
     :param natures: of a node's cables, to the registry and to clients and backends.
     :param deadly: a node that can be killed before a step: see :meth:`Node.script`.
     :param mounts: each node has a mount table of its own.
+    :param more: of each node's [cluster].
     """
-    cluster = Cluster(directory, Bridge.lay(), Bridge.lay(), loss)
+    cluster = Cluster(directory, Bridge.lay(), Bridge.lay(), loss, more)
     try:
         if replica:
             await cluster.with_replica()

@@ -468,6 +468,29 @@ async def test_a_lease_is_renewed_by_what_replicas_have(tmp_path: Path) -> None:
 
 
 @ensureDeferred
+async def test_who_was_left_out_holds_until_replicas_know(tmp_path: Path) -> None:
+    """It is a member again, but those who follow another master would not wait for it."""
+    with redis(tmp_path / "one") as own:
+        follow = ("--replicaof", f"127.0.0.1 {own.port}")
+        with redis(tmp_path / "two", *follow) as replica:
+            async with fellows("a b", own, tmp_path, replicas="1") as (a, b):
+                await a.fellows.fence("b", "it is off")
+                replica.stop(signal.SIGKILL)
+                await b.pass_time(0.25)
+                await until(lambda: b.registry.life == 2, "its new life")
+                await until(lambda: "0 of 1 replicas" in b.fellows.trouble(), "the count")
+                await b.pass_time(0.25)
+                assert b.withheld == LEFT_OUT
+                replica.start()
+
+                async def released() -> bool:
+                    await b.pass_time(0.05)
+                    return not b.withheld
+
+                await until_async(released, "a beat that counts")
+
+
+@ensureDeferred
 async def test_one_node_inherits_a_migration(server: Redis, tmp_path: Path) -> None:
     """Its owner is gone; of those that would, one has it, and its owner is refused."""
     async with fellows("a b c", server, tmp_path) as (a, b, c):
