@@ -56,10 +56,7 @@ def _why(node: str, member: Member | None, seen: Sequence[Mapping[str, Any]] | N
         return f"{node} still had {_load(seen)}"
     if member is None or member.state == "live":
         return f"{node} had not said that it has drained"
-    return (
-        f"there was no word from {node}, silent for {member.silent:.0f} s"
-        f" (if it is off, say: awesomeproxy node fence {node})"
-    )
+    return f"there was no word from {node}, {member.silence}"
 
 
 def _load(seen: Sequence[Mapping[str, Any]]) -> str:

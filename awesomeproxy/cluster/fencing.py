@@ -30,7 +30,7 @@ class Fencing:
         self._settings = settings
         self._shell = Shell(reactor, Reach("local"))
         self._running: dict[str, Deferred[None]] = {}  # the command, by the name of the node
-        self._tried: set[tuple[str, int]] = set()  # for which node and life it was begun
+        self._tried: dict[tuple[str, int], str] = {}  # what has become of it, by node and life
 
     async def fence(self, node: str, why: str) -> Member:
         """See :meth:`ICluster.fence`."""
@@ -42,6 +42,11 @@ class Fencing:
             raise NotAllowed(f"{node} has left or joined again meanwhile; look at node list")
         log.warn("{node} is fenced: {why}", node=node, why=why)
         return replace(member, state="fenced")
+
+    def told_of(self, member: Member) -> Member:
+        """The same, with what has become of the command."""
+        told = self._tried.get((member.name, member.life), "")
+        return replace(member, fencing=told) if told else member
 
     async def expire(self, node: str) -> bool:
         """See :meth:`ICluster.expire`.
@@ -111,7 +116,7 @@ class Fencing:
         key = (member.name, member.life)
         if key in self._tried:  # by now
             return
-        self._tried.add(key)
+        self._tried[key] = "runs"
         running = self._running[member.name] = Deferred.fromCoroutine(self._run(member))
         running.addErrback(self._failed, member).addBoth(self._ran, member.name)
 
@@ -128,6 +133,7 @@ class Fencing:
         try:
             await self._shell.run(*command, time=self._settings.fence_time, end_only=True)
         except ShellError as problem:
+            self._tried[member.name, member.life] = f"has failed: {problem}"
             log.error(
                 "{node} could not be fenced: {problem}; make sure that it serves nothing, and"
                 " say: awesomeproxy node fence {node}",
@@ -139,5 +145,5 @@ class Fencing:
             if await self._leave(member, "fenced", "fence_command"):
                 log.warn("{node} is fenced: fence_command has ended well", node=member.name)
         except RegistryError as problem:
-            self._tried.discard((member.name, member.life))
+            del self._tried[member.name, member.life]
             log.error("{node} could not be fenced: {problem}", node=member.name, problem=problem)

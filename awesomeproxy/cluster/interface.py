@@ -33,6 +33,14 @@ class Member:
     version: str  # of the program
     digest: str  # of the tables of its file that all nodes should have alike
     began: float  # unix time of its joining, for people
+    fencing: str = ""  # what has become of fence_command, for people; empty: it was not run
+
+    @property
+    def silence(self) -> str:
+        """That nothing is heard of it, and what to do about that, for people."""
+        command = f"; fence_command {self.fencing}" if self.fencing else ""
+        advice = f"(if it is off, say: awesomeproxy node fence {self.name})"
+        return f"silent for {self.silent:.0f} s{command} {advice}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,7 @@ class Fellows:
 
     def members(self) -> list[Member]:
         """See :meth:`ICluster.members`."""
-        return self._members.all()
+        return [self._fencing.told_of(each) for each in self._members.all()]
 
     def now(self) -> float:
         """See :meth:`ICluster.now`."""
@@ -261,9 +261,8 @@ class Fellows:
         if hindrance := self._hindrance():
             return hindrance
         waited = [
-            f"{each.name} is silent for {each.silent:.0f} s"
-            f" (if it is off, say: awesomeproxy node fence {each.name})"
-            for each in self._members.all()
+            f"{each.name} is {each.silence}"
+            for each in self.members()
             if each.state == "gone" and each.loss == "serve"
         ]
         return " and ".join(waited)
