@@ -271,10 +271,7 @@ class Fellows:
         """Why nothing can be recorded that has to be kept; empty: it can."""
         link = self._registry.link
         if not link.ready:
-            why = link.problem.removesuffix(".")
-            if why.startswith(link.where):
-                return why
-            return f"{link.where} cannot be reached: {why}"
+            return link.trouble
         if link.copies < self._settings.replicas:
             return (
                 f"{link.copies} of {self._settings.replicas} replicas of the registry have"

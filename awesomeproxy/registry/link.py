@@ -75,6 +75,7 @@ class Link:
         self._connections: list[Any] = []
         self._broken: Deferred[None] | None = None  # fires when these connections are lost
         self._running: Deferred[None] | None = None
+        self._told: set[str] = set()  # problems since it was reached last
         self.connected = False
         self.ready = False  # connected, and whoever has to has caught up
         self.problem = "it was not reached yet"  # why it is not connected
@@ -94,6 +95,12 @@ class Link:
         """What it is called in messages."""
         hosts = ", ".join(f"{host}:{port}" for host, port in self._cluster.addresses)
         return f"the registry at {hosts}"
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be asked of it, for people."""
+        why = self.problem.removesuffix(".")
+        return why if why.startswith(self.where) else f"{self.where} cannot be reached: {why}"
 
     def start(self) -> None:
         """Connect, and do so again whenever that is lost."""
@@ -195,7 +202,7 @@ class Link:
         while True:
             try:
                 await self._connect()
-                delay = FIRST
+                delay, self._told = FIRST, set()
                 broken = self._broken = Deferred()
                 self.connected = True
                 try:
@@ -210,12 +217,19 @@ class Link:
                 raise
             except Exception as problem:
                 if self._connections or not isinstance(problem, Lost):  # else it is told already
-                    self._drop(str(problem) or type(problem).__name__)
+                    self._drop(_why(problem))
+                self._tell()
                 if not isinstance(problem, Refused | OSError | ConnectError | Lost | ResponseError):
                     log.failure("{where}: cannot be reached", where=self.where)
             await deferLater(self._reactor, delay)
             delay = min(delay * GROWTH, LONGEST)
             self.counters["reconnects"] += 1
+
+    def _tell(self) -> None:
+        """Say why it cannot be reached, each reason once."""
+        if self.problem not in self._told:
+            self._told.add(self.problem)
+            log.warn("{trouble}", trouble=self.trouble)
 
     async def _connect(self) -> None:
         address = await self._master.find()
@@ -295,6 +309,14 @@ class Link:
         broken, self._broken = self._broken, None
         if broken is not None:
             broken.callback(None)
+
+
+def _why(problem: Exception) -> str:
+    """What somebody can read who has to correct it."""
+    text = str(problem) or type(problem).__name__
+    if isinstance(problem, ResponseError) and text.startswith("NOAUTH"):
+        return f"{text.removesuffix('.')}; name a file that has a password in cluster.password_file"
+    return text
 
 
 async def _nothing() -> None:

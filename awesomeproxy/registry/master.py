@@ -35,9 +35,10 @@ class Refused(Exception):
     """Redis, or a Sentinel, does not want us; the message says why."""
 
 
-def password(path: str) -> str:
+def password(path: str, key: str = "password_file") -> str:
     """The first line of a password file; empty: there is none.
 
+    :param key: that it is named by, in the configuration.
     :raise Refused: it cannot be read.
     """
     if not path:
@@ -45,12 +46,15 @@ def password(path: str) -> str:
     try:
         return Path(path).read_text().splitlines()[0].strip()
     except (OSError, IndexError, ValueError) as problem:
-        raise Refused(f"{path}: no password can be read from it: {problem}") from None
+        raise Refused(f"cluster.{key}: no password can be read from {path}: {problem}") from None
 
 
-async def authenticate(connection: RedisProtocol, user: str, word: str) -> None:
+async def authenticate(
+    connection: RedisProtocol, user: str, word: str, key: str = "password_file"
+) -> None:
     """Say who we are.
 
+    :param key: that the password is named by, in the configuration.
     :raise Refused: that is not believed.
     """
     if not word:
@@ -58,7 +62,9 @@ async def authenticate(connection: RedisProtocol, user: str, word: str) -> None:
     try:
         await (connection.auth(word, user) if user else connection.auth(word))
     except ResponseError as problem:
-        raise Refused(f"it refuses user {user or 'default'}: {problem}") from None
+        raise Refused(
+            f"it refuses user {user or 'default'}: {problem}; see cluster.{key}"
+        ) from None
 
 
 def watch(connection: RedisProtocol, lease: float) -> None:
@@ -93,7 +99,7 @@ class Master:
         cluster = self._cluster
         if not cluster.master:
             return cluster.addresses[0]
-        word = password(cluster.sentinel_password_file)
+        word = password(cluster.sentinel_password_file, "sentinel_password_file")
         asked = [self._ask(address, word) for address in cluster.addresses]
         outcome: Any = await DeferredList(asked, fireOnOneCallback=True, consumeErrors=True)
         for each in asked:
@@ -142,7 +148,8 @@ class Master:
     async def _asked(self, address: tuple[str, int], word: str) -> tuple[str, int]:
         connection: Any = await self.endpoint(address).connect(Connections())
         try:
-            await authenticate(connection, self._cluster.sentinel_user, word)
+            key = "sentinel_password_file"
+            await authenticate(connection, self._cluster.sentinel_user, word, key)
             answer = await connection.execute_command(
                 "SENTINEL", "get-master-addr-by-name", self._cluster.master
             )
