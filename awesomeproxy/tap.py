@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,9 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
+    # Its timers go by the time of day: if that is set back, none would fire for as long, and the
+    # other nodes would take this one for gone.
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
     path = os.path.abspath(options["config"])
     try:
         settings = config.load(path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from math import inf
+from pathlib import Path
 
 import pytest
 from twisted.internet.defer import Deferred, fail
@@ -299,3 +302,25 @@ def test_the_time_of_the_registry_is_taken_from_its_quickest_answer() -> None:
     clock.rightNow += 1e6
     time.take(clock.rightNow - 1.0, clock.rightNow, 5000.0)
     assert time.now() == pytest.approx(5000.5)
+
+
+SET_BACK = """
+import sys, time
+true, back = time.time, [0.0]
+time.time = lambda: true() - back[0]
+from twisted.internet import reactor
+from awesomeproxy.tap import Options, makeService
+options = Options()
+options.parseOptions(["--config", sys.argv[1]])
+makeService(options)
+reactor.callLater(0.01, reactor.stop)
+back[0] = 3600.0
+reactor.run()
+"""
+
+
+def test_no_timer_of_a_daemon_waits_longer_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    """Or its beats would not be sent, and others would take it for gone."""
+    file = tmp_path / "awesomeproxy.toml"
+    file.write_text(f'[node]\nstate_dir = "{tmp_path}"\n[[listen]]\nendpoint = "tcp:0"\n')
+    subprocess.run([sys.executable, "-c", SET_BACK, str(file)], check=True, timeout=60.0)
