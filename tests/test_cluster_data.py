@@ -21,7 +21,7 @@ from daemon_stage import Failed, twisted_fixture, twisted_test
 from ledger_stage import Ledger, Stand, begin, bulk, close
 from stage_waiting import until
 from test_cluster_nodes import becomes
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from awesomeproxy.control.client import Unreachable
 from awesomeproxy.migrate.steps import ORDER
@@ -103,8 +103,8 @@ async def all_die(node: Node, moments: list[Moment]) -> None:
     """Kill it when all of them have come."""
     for each in moments:
         each.begin(node)
-    for each in moments:
-        await each.comes()
+    # At once, or rsync may be through while another is waited for.
+    await gatherResults([Deferred.fromCoroutine(each.comes()) for each in moments])
     await node.kill()
     for each in moments:
         with pytest.raises((Unreachable, Failed)) as raised:

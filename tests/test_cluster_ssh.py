@@ -114,11 +114,10 @@ async def killed(provider: Provider) -> None:
         Deferred.fromCoroutine(cluster.migrate(web1, site.name, "new", max_pause=60.0))
         for site in provider.sites
     ]
-    reached = provider.slow.with_suffix(".reached")
-    await until(lambda: reached.exists() and len(carried.carriers()) == 3, "both")
-    carriers = carried.carriers()
-    for pid in carriers:
+    await until(lambda: len(carried.carriers()) == 3, "rsync")
+    for pid in carried.carriers():
         os.kill(pid, signal.SIGSTOP)
+    await until(provider.slow.with_suffix(".reached").exists, "the stop")
     await web1.kill()
     for each in moving:
         with pytest.raises((Unreachable, Failed)) as raised:
