@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 
 from awesomeproxy.cluster.lease import SILENT, STEPS, Lease
 from awesomeproxy.cluster.members import Members
@@ -100,11 +101,11 @@ def test_a_node_beats_five_times_a_lease(each_kind: Holder) -> None:
 
 
 def test_one_that_holds_holds_and_cuts_before_others_go_on_without_it() -> None:
-    """It stops what it moves first; and when the registry is back all of that ends."""
+    """What it stops to move lets nothing go on; and when the registry is back all of that ends."""
     holder = Holder("hold")
     holder.answer = None
     assert holder.go_on(0.55) == []
-    assert holder.go_on(0.1) == ["lapse", "withhold"]
+    assert holder.go_on(0.1) == ["withhold", "lapse"]
     assert holder.go_on(0.15) == []
     assert holder.permit.until == pytest.approx(JOINED + 0.9 * LEASE)
     assert holder.go_on(0.1) == ["cut"]
@@ -119,8 +120,17 @@ def test_one_that_holds_does_so_although_nobody_knows_why() -> None:
     """The connection is there, and nothing comes of it."""
     holder = Holder("hold")
     holder.slow, holder.why = True, ""
-    assert holder.go_on(0.7) == ["lapse", "withhold"]
+    assert holder.go_on(0.7) == ["withhold", "lapse"]
     assert holder.withheld == SILENT
+
+
+def test_a_beat_that_fails_for_whatever_reason_is_told_of() -> None:
+    """A fault of ours, or an answer that is none, looks like a registry that is away else."""
+    holder = Holder("serve")
+    holder.lease._beat = lambda: fail(ValueError("what is this?"))
+    with capturedLogs() as logged:
+        holder.go_on(0.25)
+    assert "what is this?" in str(logged)
 
 
 def test_one_that_serves_serves_on() -> None:
@@ -195,7 +205,7 @@ def test_a_frozen_node_without_a_registry_goes_on_by_what_it_knows() -> None:
         assert holder.freeze(2.0) == []
         assert holder.left < 0
     assert serving.go_on(0.25) == ["lapse", "resume"]
-    assert holding.go_on(0.25) == ["lapse", "withhold", "cut", "resume"]
+    assert holding.go_on(0.25) == ["withhold", "lapse", "cut", "resume"]
     assert serving.left > 0
     assert holding.permit.until == inf
 

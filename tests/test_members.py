@@ -390,7 +390,7 @@ async def test_a_lost_registry_is_held_for_and_come_back_to(tmp_path: Path) -> N
                 await a.fellows.roll([held])
             a.did.clear()
             await together([a], 2.0)
-            assert [each.partition(":")[0] for each in a.did] == ["lapse", "withhold", "cut"]
+            assert [each.partition(":")[0] for each in a.did] == ["withhold", "lapse", "cut"]
             assert "cannot be reached" in a.withheld
             own.start()
             await until(lambda: a.registry.link.ready and b.registry.link.ready)

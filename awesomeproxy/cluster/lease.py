@@ -4,8 +4,8 @@ It says that it is there five times a lease.  What counts is when it *began* to 
 have seen that later at the earliest.  Without an answer
 
 - after 0.6 of a lease it stops what it moves, since others may be about to take that over;
-- a node that *holds* when it loses the registry holds everything then, breaks off what is
-  left after 0.85, and its permit ends at 0.9: others leave it out after 1.25;
+- a node that *holds* when it loses the registry holds everything before that, breaks off what
+  is left after 0.85, and its permit ends at 0.9: others leave it out after 1.25;
 - a node that *serves on* has a permit that only a frozen process can outlive.
 
 A permit that has ended, because the process was frozen, is renewed only after the registry
@@ -143,7 +143,8 @@ class Lease:
             self.renew(began)
 
     def _no_answer(self, failure: Any) -> None:
-        failure.trap(RegistryError, CancelledError)
+        if not failure.check(RegistryError, CancelledError):
+            log.failure("a beat has failed", failure)
 
     def _beaten(self, _: object) -> None:
         self._beating = None
@@ -186,9 +187,9 @@ class Lease:
     def _stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            self._host.lapse()
-            if self._holds:
+            if self._holds:  # first, or what is rolled back would go on, and be cut soon
                 self._host.withhold(self._why() or SILENT)
+            self._host.lapse()
 
     def _cut_off(self) -> None:
         if not self._cut:
