@@ -116,6 +116,10 @@ class Host:
             self.reactor.advance(LEASE / STEPS)
             await self.settle()
 
+    def deafen(self) -> None:
+        """Have it hear nothing any more, as one that is frozen or off."""
+        self.registry.link._channels[f"{self.registry.link.keys}changes".encode()] = lambda _: None
+
     async def freeze(self, leases: float) -> None:
         """Let it go on in one step: nothing was done meanwhile."""
         self.reactor.advance(leases * LEASE)

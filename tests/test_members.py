@@ -225,6 +225,7 @@ async def test_a_command_makes_sure_that_a_node_is_off(server: Redis, tmp_path: 
     command = [sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"]
     keys = {"fence_command": repr([*command, str(written)])}
     async with fellows("a b", server, tmp_path, **keys) as (a, b):
+        b.deafen()
         b.drains = False
         held = await a.place("blog")
         await rolled(a, held, missing=("b",))
@@ -248,6 +249,7 @@ async def test_who_is_cut_off_with_an_old_master_fences_nobody(tmp_path: Path) -
         follow = ("--replicaof", f"127.0.0.1 {own.port}")
         with redis(tmp_path / "two", *follow) as replica:
             async with fellows("a b", own, tmp_path, **keys) as (a, b):
+                b.deafen()
                 replica.stop(signal.SIGKILL)
                 await together([a], 2.0)
                 assert a.state(b) == "gone"
@@ -313,6 +315,7 @@ async def test_a_node_that_was_left_out_drops_all_and_joins_again(
     async with fellows("a b", server, tmp_path, on_registry_loss='"hold"') as (a, b):
         held = await a.place("blog")
         await rolled(a, held)
+        b.deafen()
         await together([a], 2.0)
         assert a.state(b) == "gone"
         assert await a.fellows.expire("b")
@@ -326,6 +329,17 @@ async def test_a_node_that_was_left_out_drops_all_and_joins_again(
         await until(lambda: a.state(b) == "live")
         roll = await rolled(a, held)
         assert [each.node for each in roll.reports["blog"]] == ["a", "b"]
+
+
+@ensureDeferred
+async def test_a_fence_is_heard_of_at_once(server: Redis, tmp_path: Path) -> None:
+    """A node that lives drops all without waiting for the time of its next beat."""
+    async with fellows("a b", server, tmp_path) as (a, b):
+        b.did.clear()
+        await a.fellows.fence("b", "it was thought to be off")
+        await until(lambda: b.registry.life == 2, "another life")
+        await until(lambda: not b.withheld)
+        assert b.did == [f"withhold: {LEFT_OUT}", "lapse", "cut", "withhold no more"]
 
 
 @ensureDeferred
@@ -358,6 +372,21 @@ async def test_of_two_daemons_with_one_name_the_first_serves_nothing(
         await until(lambda: a.registry.life == 3)
         await until(lambda: not a.withheld)
         assert a.fellows.trouble() == ""
+
+
+@ensureDeferred
+async def test_why_the_first_of_two_daemons_holds_is_said(server: Redis, tmp_path: Path) -> None:
+    """When its lease is over, too: the registry answers, but not to this one."""
+    async with fellows("a", server, tmp_path, on_registry_loss='"hold"') as (a,):
+        twin = Host("a", server, tmp_path.name)
+        await twin.open(tmp_path / "twin")
+        await twin.fellows.join()
+        try:
+            await together([a, twin], 1.0)
+            assert a.withheld == TWIN.format(name="a")
+        finally:
+            await twin.fellows.leave()
+            await twin.registry.close()
 
 
 @ensureDeferred

@@ -74,7 +74,7 @@ class Fellows:
             settings.lease,
             settings.on_registry_loss,
             self._beat,
-            self._hindrance,
+            self._why_unheard,
             monotonic,
         )
         self._looking = LoopingCall(self._look)
@@ -240,6 +240,10 @@ class Fellows:
     def _lost(self) -> None:
         self._tell("link", "")
 
+    def _is_counted(self) -> bool:
+        record = self._registry.view.nodes.get(self.node, {})
+        return (record.get("life"), record.get("state")) == (self._registry.life, LIVE)
+
     def _doubted(self) -> None:
         """This node is none of the members, says the registry: a beat finds out."""
         self._lease.beat()
@@ -256,16 +260,18 @@ class Fellows:
 
     def trouble(self) -> str:
         """See :meth:`ICluster.trouble`."""
-        if self._twin:
-            return TWIN.format(name=self.node)
-        if hindrance := self._hindrance():
-            return hindrance
+        if unheard := self._why_unheard():
+            return unheard
         waited = [
             f"{each.name} is {each.silence}"
             for each in self.members()
             if each.state == "gone" and each.loss == "serve"
         ]
         return " and ".join(waited)
+
+    def _why_unheard(self) -> str:
+        """Why the registry takes this node for none of the members; empty: it does not."""
+        return TWIN.format(name=self.node) if self._twin else self._hindrance()
 
     def _hindrance(self) -> str:
         """Why nothing can be recorded that has to be kept; empty: it can."""
@@ -308,6 +314,8 @@ class Fellows:
     def _changed(self, change: Change) -> None:
         if change.nodes:
             self._heard_of(self._members.take_records(self._registry.view.nodes))
+            if self._looking.running and not self._is_counted():
+                self._doubted()
         if change.entries or change.nodes:
             self._heirs.look()
 
