@@ -414,7 +414,7 @@ async def test_tls_is_verified(tmp_path: Path, authority_known: bool) -> None:
             ca_file=str(trusted.ca_file),
         )
         if not authority_known:
-            await trouble(cluster, tmp_path, "certificate verify failed")
+            await trouble(cluster, tmp_path, "certificate verify failed')]; see cluster.tls")
             return
         async with nodes(tmp_path, cluster, 1) as (one,):
             assert (await one.place(BLOG, 0)).generation == 1

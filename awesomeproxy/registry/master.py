@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL.SSL import Error as SSLError
+from service_identity import VerificationError
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
@@ -165,6 +166,8 @@ class _Telling:
 
     def connectionLost(self, why: Failure) -> None:
         self.why_lost = why.getErrorMessage()
+        if isinstance(why.value, SSLError | VerificationError):
+            self.why_lost += "; see cluster.tls"
         super().connectionLost(why)  # type: ignore[misc]
 
 
