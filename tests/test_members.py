@@ -16,7 +16,7 @@ from fellows_stage import LEASE, Host, fellows, together
 from pytest_twisted import ensureDeferred  # type: ignore[import-untyped]
 from redis_stage import Redis, redis
 from stage_waiting import reactor, until, until_async
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.logger import capturedLogs
 
 from awesomeproxy.cluster.interface import Roll
@@ -305,6 +305,11 @@ async def test_questions_are_answered_by_those_who_are_there(server: Redis, tmp_
         answers = await asked
         assert answers.items() <= {"a": 1, "b": 2}.items()
         assert "a" in answers
+        given_up = a.fellows.ask("slow", {}, 9.0)
+        given_up.cancel()
+        with pytest.raises(CancelledError):
+            await given_up
+        assert a.fellows._asking._waiting == {}
 
 
 @ensureDeferred

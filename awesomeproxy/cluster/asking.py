@@ -12,7 +12,14 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    FirstError,
+    gatherResults,
+    maybeDeferred,
+    succeed,
+)
 from twisted.logger import Logger
 
 from awesomeproxy.registry.interface import RegistryError
@@ -55,10 +62,11 @@ class Asking:
         if others := [name for name in nodes if name != self._node]:
             there = self._others(question, params, timeout, others)
             asked.append(Deferred.fromCoroutine(there))
-        found: dict[str, Any] = {}
-        for _, answers in await DeferredList(asked):
-            found |= answers
-        return found
+        try:
+            answers = await gatherResults(asked, consumeErrors=True)
+        except FirstError as first:
+            raise first.subFailure.value from None  # type: ignore[misc]  # it is an exception
+        return {node: answer for each in answers for node, answer in each.items()}
 
     def answered(self, number: str) -> None:
         """All who were asked have answered a question of ours."""
@@ -81,8 +89,10 @@ class Asking:
         waiting = self._waiting[number] = Deferred()
         text = packed([number, self._node, nodes, question, dict(params)])
         self._link.publish("ask", text)
-        await waiting.addTimeout(timeout, self._reactor, lambda _, __: None)
-        self._waiting.pop(number, None)
+        try:
+            await waiting.addTimeout(timeout, self._reactor, lambda _, __: None)
+        finally:
+            self._waiting.pop(number, None)
         try:
             _, *lines = (await self._link.call("hash", f"answers:{number}")).split("\n")
         except RegistryError:
@@ -112,7 +122,8 @@ class Asking:
         )
 
     def _failed(self, failure: Any, question: str) -> str:
-        log.failure("{question}: cannot be answered", failure, question=question)
+        if not failure.check(CancelledError):  # else nobody waits for it any more
+            log.failure("{question}: cannot be answered", failure, question=question)
         return NOTHING
 
 
