@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import pytest
 from cluster_stage import Cluster as Stage
@@ -19,6 +20,7 @@ from stage_waiting import until
 from tls_stage import Authority
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import capturedLogs
 
 from awesomeproxy.model import Cluster, Mode, Placement
 from awesomeproxy.registry.book import HISTORY
@@ -238,6 +240,29 @@ async def test_a_change_that_was_made_is_known_as_ones_own(server: Redis, tmp_pa
         there = replace(BLOG, backend="web2")
         done = await doubtful(lambda: one.finish(entry.id, "done", there, 3))
         assert done["blog"].generation == 4
+
+
+@ensureDeferred
+async def test_a_connection_may_be_lost_before_the_last_is_made(
+    server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again, and is no fault of ours."""
+    async with nodes(tmp_path, cluster_of(server), 1) as (one,):
+        link, made = one.link, list[Any]()
+        connect = link._master.endpoint(("127.0.0.1", server.port)).connect
+
+        async def connected(factory: Any) -> Any:
+            made.append(await connect(factory))
+            if len(made) == 3:
+                made[0].transport.abortConnection()
+                await until(lambda: not made[0].connected)
+            return made[-1]
+
+        monkeypatch.setattr(link._master, "endpoint", lambda _: SimpleNamespace(connect=connected))
+        with capturedLogs() as logged:
+            link.renew("the test breaks it")
+            await until(lambda: len(made) == 6 and link.ready)
+        assert "Error" not in str(logged)
 
 
 @ensureDeferred

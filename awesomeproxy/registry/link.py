@@ -44,6 +44,7 @@ log = Logger()
 
 SCHEMA = 1  # of the keys; see docs/registry.md
 FIRST, LONGEST, GROWTH = 0.1, 2.0, 1.5  # seconds between tries to connect
+KINDS = (Asking, Asking, Hearing)  # to ask on, to ask firmly on, to be told on
 COPY = 1000  # milliseconds that one WAIT may take
 
 
@@ -235,7 +236,7 @@ class Link:
         address = await self._master.find()
         word = password(self._cluster.password_file)
         endpoint = self._master.endpoint(address)
-        for kind in (Asking, Asking, Hearing):
+        for kind in KINDS:
             connection: Any = await endpoint.connect(Connections(kind))
             self._connections.append(connection)
             connection.whenDisconnected().addCallback(self._disconnected)
@@ -250,8 +251,12 @@ class Link:
                 for name in NAMES:
                     await connection.script_load(script(name))
                     connection.script_hashes.add(digest(name))
+        self._check_whole()
         await self._enter()
-        if not self._connections:
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        if len(self._connections) < len(KINDS):  # one was lost, and with it those before
             raise Lost("the connection was lost")
 
     async def _enter(self) -> None:
