@@ -63,13 +63,6 @@ class Migrating:
         others = self._host.membership.others.values()
         return next((each for each in others if each.concerns(name)), None)
 
-    def owner_of(self, name: str) -> str | None:
-        """The node that migrates it now; None: nobody does."""
-        if self._host.moves.of(name) is not None:
-            return self._host.cluster.node
-        entry = self.entry_of(name)
-        return None if entry is None else entry.owner
-
     def elsewhere(self, name: str) -> str:
         """Which migration another node has, that has to do with it; empty: none."""
         entry = self.entry_of(name)
