@@ -442,6 +442,25 @@ async def test_what_is_withheld_waits_whatever_the_registry_says(tmp_path: Path)
 
 
 @twisted_test
+async def test_what_is_left_of_a_removed_site_is_cut_as_well(tmp_path: Path) -> None:
+    """Others may define it again meanwhile, and are told that this node has nothing in flight."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        client = await connect(nodes, "web1")
+        server = await origins[0].accept()
+        await one_request(server)
+        await nodes["web1"].registry.undefine("blog")
+        await eventually(lambda: not nodes["web1"].sites, "its end")
+        assert nodes["web1"].plane.is_leaving("blog")
+        assert nodes["web1"].membership.cut_all() == 1
+        await eventually(lambda: not nodes["web1"].plane.is_leaving("blog"), "the cut")
+        client.abort()
+
+    await _with(tmp_path, test, None)
+
+
+@twisted_test
 async def test_a_database_is_held_only_when_all_nodes_have_drained_its_sites(
     tmp_path: Path,
 ) -> None:

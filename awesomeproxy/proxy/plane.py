@@ -187,6 +187,12 @@ class Plane:
         live = self._live(name)
         return live.cut() if live is not None else 0
 
+    def cut_all(self) -> int:
+        """The same for everything, and for what is left of what is no more."""
+        sites = [*self.sites.values(), *self._removed.values()]
+        databases = [*self.databases.values(), *self._removed_databases.values()]
+        return sum(site.cut() for site in sites) + sum(each.cut() for each in databases)
+
     def changed(self, name: str) -> None:
         """Something about a site or a database has changed that others may wait for."""
         if name.startswith(DATABASE):
