@@ -62,7 +62,6 @@ from awesomeproxy.poolers import Poolers
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.proxy.wellness import check_backend
 from awesomeproxy.registry.interface import Conflict, Entry, IRegistry
-from awesomeproxy.registry.local import LocalRegistry
 from awesomeproxy.residence import MOUNTED_ON, Residence
 from awesomeproxy.trials import Trials
 from awesomeproxy.watching import Watching
@@ -142,6 +141,9 @@ class Node:
         sites: Mapping[str, Site] = {}
         left: list[Entry] = []
         if settings.cluster is None:
+            # Not above: in a cluster nobody needs what SQLite takes.
+            from awesomeproxy.registry.local import LocalRegistry
+
             self.registry = await LocalRegistry.open(
                 self.reactor, Path(settings.state_dir) / "registry.sqlite"
             )

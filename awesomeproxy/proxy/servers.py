@@ -184,7 +184,7 @@ class LiveBackend:
 
     def __init__(self, config: Backend) -> None:
         self.config = config
-        self.servers = [LiveServer(server, self) for server in config.servers]
+        self.servers = tuple(LiveServer(server, self) for server in config.servers)
         self.retired = False  # connections are not kept any more
         self._only = self.servers[0] if len(self.servers) == 1 else None
         self._turn = 0

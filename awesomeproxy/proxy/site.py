@@ -71,7 +71,7 @@ class LiveSite:
         self.backend: LiveBackend | None = None  # where it is placed
         # Sets, as dicts: an empty one is a third of the size, and there may be very many sites.
         self.connections: dict[IServerLink, None] = {}
-        self.tunnels: dict[Tunnel, None] = {}
+        self.tunnels: dict[Tunnel, None] | tuple[()] = ()  # and most never have one
         self.requests = 0
         self.retried = 0
         self.ambiguous = 0
@@ -225,9 +225,15 @@ class LiveSite:
 
         :param bypass: it was let by: the operator's own, who may try the new place with it.
         """
+        self.tunnels = self.tunnels or {}
         self.tunnels[tunnel] = None
         if self.plane.stopping or (self.gate.holding and not bypass):
             self._stagger_tunnels(self.site.drain.tunnels)
+
+    def tunnel_closed(self, tunnel: Tunnel) -> None:
+        """It is no more."""
+        if self.tunnels:
+            self.tunnels.pop(tunnel, None)
 
     def part_tunnels(self, deadline: float) -> None:
         """The proxy stops: tell those that can be told; the rest may stay until the deadline.

@@ -147,7 +147,7 @@ class Tunnel:
         if self._closed:
             return
         self._closed = True
-        self._exchange.site.tunnels.pop(self, None)
+        self._exchange.site.tunnel_closed(self)
         self._server.close()
         self._client.end_tunnel()
         self._exchange.tunnel_closed()

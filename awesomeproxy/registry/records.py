@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from sys import intern
-from typing import Any
+from typing import Any, Literal, cast
 
 from awesomeproxy.model import Mode, Placement
 from awesomeproxy.registry.interface import Companion, Entry
@@ -35,7 +35,7 @@ def placement_of(name: str, fields: dict[str, Any]) -> Placement:
         generation=fields["generation"],
         by=intern(fields["by"]),
         expires=fields["expires"],
-        then=fields["then"],
+        then=cast(Literal["refuse", "resume"], intern(fields["then"])),
     )
 
 
