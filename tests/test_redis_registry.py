@@ -366,6 +366,13 @@ async def test_an_empty_redis_is_not_believed(server: Redis, tmp_path: Path) -> 
 
 
 @ensureDeferred
+async def test_a_cache_is_no_registry(server: Redis, tmp_path: Path) -> None:
+    """A Redis that may drop any key when it is full might forget what is held."""
+    server.ask("CONFIG", "SET", "maxmemory", "100mb", "maxmemory-policy", "allkeys-lru")
+    await trouble(cluster_of(server), tmp_path, "set its maxmemory-policy to noeviction")
+
+
+@ensureDeferred
 async def test_a_node_knows_its_cluster_when_it_starts(server: Redis, tmp_path: Path) -> None:
     """Another one's data are not taken for its own."""
     async with nodes(tmp_path, cluster_of(server), 1) as (one,):

@@ -273,6 +273,11 @@ class Link:
                 "its data, or if they are lost for good remove cluster.json from the state "
                 "directories of all nodes, and start these anew"
             )
+        if said[0] == "EVICTS":
+            raise Refused(
+                f"{self.where} drops whatever it likes when it is full ({said[1]}), and what is"
+                " held would be forgotten; set its maxmemory-policy to noeviction"
+            )
         if said[0] == "SCHEMA":
             raise Refused(f"its keys have schema {said[1]}, not {SCHEMA}; use one version alone")
         epoch = int(said[1])

@@ -2,6 +2,9 @@
 -- Another process of Redis begins another epoch: what follows may not follow all that was before.
 redis.call('HINCRBY', meta, 'entered', 1)                 -- a replica answers READONLY right here
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local memory = redis.call('INFO', 'memory')
+local policy = string.match(memory, 'maxmemory_policy:(%S+)')
+if string.match(policy, '^allkeys') and string.match(memory, 'maxmemory:(%d+)') ~= '0' then return 'EVICTS '..policy end
 local known = redis.call('HMGET', meta, 'schema', 'cluster', 'epoch', 'run', 'version')
 if not known[1] then
   if ARGV[3] ~= '' then return 'EMPTY' end
