@@ -63,6 +63,7 @@ class Fellows:
         self._monotonic = monotonic
         self._subscribers: list[Callable[[str, str], None]] = []
         self._process = secrets.token_hex(8)  # tells this process from others of the same name
+        self._joined = False
         self._twin = False  # one of these has taken our place
         self._members = Members(monotonic)
         self._rolls = Rolls(registry, settings.replicas, self._doubted)
@@ -115,6 +116,7 @@ class Fellows:
             except (Doubtful, Unreachable):
                 continue
             break
+        self._joined = True
         self._lease.begin(began)
         self._looking.start(self._settings.lease / LOOKS).addErrback(
             lambda failure: log.failure("the others are not looked after any more", failure)
@@ -125,6 +127,7 @@ class Fellows:
 
         Without a registry it cannot be said; then others wait for this node until it is back.
         """
+        self._joined = False
         if self._looking.running:
             self._looking.stop()
         self._lease.end()
@@ -222,8 +225,8 @@ class Fellows:
 
     async def _returned(self) -> None:
         """The registry is back, and has been read."""
-        if not self._looking.running:
-            return  # it has not joined, or has left
+        if not self._joined:
+            return
         self._members.begin_anew()
         began = self._monotonic()
         try:
@@ -314,7 +317,7 @@ class Fellows:
     def _changed(self, change: Change) -> None:
         if change.nodes:
             self._heard_of(self._members.take_records(self._registry.view.nodes))
-            if self._looking.running and not self._is_counted():
+            if self._joined and not self._is_counted():
                 self._doubted()
         if change.entries or change.nodes:
             self._heirs.look()
