@@ -8,6 +8,7 @@ what came after the last version up to which nothing is.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field
 from sys import intern
 from typing import Any
@@ -55,11 +56,14 @@ class View:
         self.last_id = 0
         self.version = 0  # up to here nothing is missing
         self._changes: dict[str, str] = {}  # what has made records so, of those changed last
-        self._versions: dict[str, int] = {}  # of each record, by HASH/FIELD; of lost ones, too
+        # Of each record, by hash and field; of lost ones, too.
+        self._versions: defaultdict[str, dict[str, int]] = defaultdict(dict)
 
     def stored(self, key: str) -> str:
         """The version of a record as the scripts know it; "0": there is none."""
-        return str(self._versions[key]) if key in self._versions and self._has(key) else "0"
+        name, item = key.split("/", 1)
+        version = self._versions[name].get(item, 0)
+        return str(version) if version and self._has(name, item) else "0"
 
     def heard(self, message: str) -> tuple[Change, bool]:
         """Take over what was published, or what a change of ours has answered.
@@ -80,16 +84,17 @@ class View:
         for line in lines:
             if line:
                 key, version, body = line.split(" ", 2)
-                if int(version) > self._versions.get(key, 0):
-                    name, item = key.split("/", 1)
+                name, item = key.split("/", 1)
+                versions = self._versions[name]
+                if int(version) > versions.get(item, 0):
+                    item = intern(item)  # records of the same name, and there may be very many
                     try:
-                        # Several records have the same name, and there may be very many.
-                        self._take(name, intern(item), body, change)
+                        self._take(name, item, body, change)
                     except (ValueError, KeyError, TypeError) as problem:
                         # Not ours: it changes nothing, and others go on.
                         log.error("{key} cannot be read: {why!r}", key=key, why=problem)
                     else:
-                        self._versions[key] = int(version)
+                        versions[item] = int(version)
         return change
 
     def aged(self) -> dict[int, str]:
@@ -102,7 +107,7 @@ class View:
         """Remember a migration no more, unless something was heard of it after ``version``."""
         if self.stored(f"journal/{number}") != version:
             return Change()
-        del self.entries[number], self._versions[f"journal/{number}"]
+        del self.entries[number], self._versions["journal"][str(number)]
         return Change(entries={number})
 
     def lost(self, kept: dict[int, int]) -> list[list[str]]:
@@ -112,13 +117,13 @@ class View:
         """
         epochs = sorted(kept)
         found = []
-        for key, version in self._versions.items():
-            later = next((each for each in epochs if each > version // EPOCH), None)
-            if later is not None and version > kept[later]:
-                name, item = key.split("/", 1)
-                body, flag = self._body(name, item)
-                if body or name in ("placements", "definitions"):
-                    found.append([name, item, str(version), body, flag])
+        for name, versions in self._versions.items():
+            for item, version in versions.items():
+                later = next((each for each in epochs if each > version // EPOCH), None)
+                if later is not None and version > kept[later]:
+                    body, flag = self._body(name, item)
+                    if body or name in ("placements", "definitions"):
+                        found.append([name, item, str(version), body, flag])
         return found
 
     def take_nodes(self, lines: list[str], epoch: int) -> Change:
@@ -128,10 +133,10 @@ class View:
 
         :param epoch: what is known of this one cannot have been lost.
         """
-        old = [key for key, version in self._versions.items() if version < epoch * EPOCH]
-        lost = {key.removeprefix("nodes/") for key in old if key.startswith("nodes/")}
+        versions = self._versions["nodes"]
+        lost = {name for name, version in versions.items() if version < epoch * EPOCH}
         for name in lost:
-            del self._versions[f"nodes/{name}"]
+            del versions[name]
         change = self.take([f"nodes/{line}" for line in lines if line])
         for name in lost - change.nodes:  # it was removed, or had not joined
             if self.nodes.pop(name, None) is not None:
@@ -171,7 +176,7 @@ class View:
             self.last_id = int(body)
             for old in [each for each in self.ended if each <= self.last_id - self._keep]:
                 del self.ended[old]
-                self._versions.pop(f"journal/{old}", None)
+                self._versions["journal"].pop(str(old), None)
 
     def _take_entry(self, number: int, body: str) -> None:
         entry = entry_of(body)
@@ -193,8 +198,7 @@ class View:
         """Whether a change is what has made a record as it is, of those changed last."""
         return change in self._changes.values()
 
-    def _has(self, key: str) -> bool:
-        name, item = key.split("/", 1)
+    def _has(self, name: str, item: str) -> bool:
         if name == "journal":
             return int(item) in self.entries or int(item) in self.ended
         if name == "counters":
