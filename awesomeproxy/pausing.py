@@ -5,7 +5,8 @@ and what it writes to the registry it writes in turn.  So of two operators there
 one who came first:
 
 - a pause that meets another one under way joins it: both wait for the same drain, and the
-  last of them to give up undoes what the first has begun;
+  last of them to give up undoes what the first has begun; if that was at another node, the
+  hold is placed anew before there is a receipt, so that nobody undoes it who has not placed it;
 - a resume ends a pause in any state, and who still waits for the drain is told who ended
   it (:class:`Overtaken`);
 - a hold may have an end (``expires``), after which the site is resumed or, by the worker,
@@ -96,6 +97,7 @@ class UnderWay:
     """The pauses of one site that wait for its drain."""
 
     before: Placement  # what undoing them leads back to
+    placed: Generation = 0  # that of the hold that this node has placed for them
     waiting: int = 0
     called_off: str = ""  # why, if they have to give up
     ended: Once = field(default_factory=Once)
@@ -140,7 +142,7 @@ class Pauses:
         pauses = self._under_way.setdefault(name, UnderWay(host.placement(name)))
         pauses.waiting += 1
         try:
-            hold = await self._hold(name, by, expires, then)
+            hold = await self._hold(name, pauses, by, expires, then)
             progress("drain", "let requests in flight finish")
             try:
                 try:
@@ -150,6 +152,9 @@ class Pauses:
                         raise
                     progress("cut", f"cut {await host.cut(name)} that did not finish")
                     hold, roll = await self._drained(hold, pauses, CUT_GRACE)
+                if not host.cluster.alone and hold.generation != pauses.placed:
+                    hold = await self._take_over(hold, pauses, by)
+                    hold, roll = await self._drained(hold, pauses, timeout)
             except _Stuck as stuck:
                 raise NotDrained(f"{stuck}; {await self._undo(name, pauses, by)}") from None
             pauses.before = hold  # whoever still waits does not undo this one
@@ -194,7 +199,9 @@ class Pauses:
 
     # A pause's steps
 
-    async def _hold(self, name: str, by: str, expires: float | None, then: Then) -> Placement:
+    async def _hold(
+        self, name: str, pauses: UnderWay, by: str, expires: float | None, then: Then
+    ) -> Placement:
         await self._turn.acquire()
         try:
             seen = self._host.placement(name)
@@ -203,13 +210,28 @@ class Pauses:
                 return seen
             wanted = replace(seen, mode=Mode.HOLDING, by=by, expires=expires, then=then)
             try:
-                return await self._place(wanted, seen)
+                hold = await self._place(wanted, seen)
+                pauses.placed = hold.generation
+                return hold
             except Doubtful:
                 undone = replace(seen, by=f"{by} (undone)")
                 self._undoing.later(seen, undone, wanted)
                 raise
         finally:
             self._turn.release()
+
+    async def _take_over(self, hold: Placement, pauses: UnderWay, by: str) -> Placement:
+        """Place a hold anew that another node has placed, whose pause might yet undo it."""
+        await self._turn.acquire()
+        try:
+            seen = self._still(hold, pauses)
+            placed = await self._place(replace(seen, by=by), seen)
+        except Conflict as conflict:
+            raise Overtaken(conflict.stored or hold) from None
+        finally:
+            self._turn.release()
+        pauses.placed = placed.generation
+        return placed
 
     async def _place(self, wanted: Placement, seen: Placement) -> Placement:
         placed = await self._host.registry.place(wanted, seen.generation)
@@ -277,6 +299,8 @@ class Pauses:
             if seen.mode is not Mode.HOLDING:
                 raise Overtaken(seen)
             if seen != before and pauses.waiting == 1:
+                if seen.generation != pauses.placed:
+                    return "it is still held for a pause at another node"
                 after = replace(
                     seen,
                     mode=before.mode,

@@ -22,7 +22,7 @@ from plane_stage import (
     turns,
     twisted_test,
 )
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 
 from awesomeproxy.control import commands, status
@@ -35,6 +35,7 @@ from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import Ledger, Mode
 from awesomeproxy.node import Node
 from awesomeproxy.pausing import NotDrained, Overtaken
+from awesomeproxy.registry.interface import Unreachable
 
 QUIET = Call(1, lambda method, params: None)
 
@@ -168,6 +169,27 @@ async def test_a_pause_fails_that_a_node_says_nothing_of(tmp_path: Path) -> None
         await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.OPEN}, "the undoing")
 
     await _with(tmp_path, test, always(OK))
+
+
+@twisted_test
+async def test_a_pause_that_fails_undoes_none_of_another_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose operator has a receipt by then, though it met a hold that was there."""
+
+    async def test(nodes: Nodes, origins: list[Origin]) -> None:
+        await defined(nodes, *origins)
+        lost = Unreachable("the registry cannot be reached")
+        monkeypatch.setattr(nodes["web1"].cluster, "roll", lambda held: fail(lost))
+        failing = pause(nodes["web1"], "blog", 1.0)
+        await eventually(lambda: {mode for mode, _ in modes(nodes)} == {Mode.HOLDING}, "the hold")
+        receipt = await pause(nodes["web2"], "blog")
+        with pytest.raises(NotDrained, match="held for a pause at another node"):
+            await failing
+        stored = (await nodes["web2"].registry.placements())["blog"]
+        assert (stored.mode, stored.generation) == (Mode.HOLDING, receipt.generation)
+
+    await _with(tmp_path, test, None)
 
 
 @twisted_test
