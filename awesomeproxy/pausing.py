@@ -213,9 +213,9 @@ class Pauses:
                 hold = await self._place(wanted, seen)
                 pauses.placed = hold.generation
                 return hold
-            except Doubtful:
+            except Doubtful as doubt:
                 undone = replace(seen, by=f"{by} (undone)")
-                self._undoing.later(seen, undone, wanted)
+                self._undoing.later(seen, undone, doubt)
                 raise
         finally:
             self._turn.release()

@@ -5,7 +5,6 @@ Or until somebody else has changed the placement, for then there is nothing left
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -13,7 +12,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from awesomeproxy.model import Placement
-from awesomeproxy.registry.interface import Conflict, IRegistry, RegistryError
+from awesomeproxy.registry.interface import Conflict, Doubtful, IRegistry, RegistryError
 
 log = Logger()
 
@@ -40,13 +39,13 @@ class Undoing:
     def __repr__(self) -> str:
         return f"<Undoing of {', '.join(self._calls) or 'nothing'}>"
 
-    def later(self, seen: Placement, after: Placement, doubted: Placement | None = None) -> None:
+    def later(self, seen: Placement, after: Placement, doubt: Doubtful | None = None) -> None:
         """Place ``after`` instead of what was ``seen``, as soon as that can be done.
 
-        :param doubted: a hold of which it is not known whether it was stored after that.
+        :param doubt: it is not known whether a hold was stored after that.
         """
         self.forget(seen.site)
-        call = self._host.reactor.callLater(TRY_AGAIN, self._try, seen, after, doubted)
+        call = self._host.reactor.callLater(TRY_AGAIN, self._try, seen, after, doubt)
         self._calls[seen.site] = call
 
     def forget(self, name: str) -> None:
@@ -59,19 +58,19 @@ class Undoing:
         for name in list(self._calls):
             self.forget(name)
 
-    def _try(self, seen: Placement, after: Placement, doubted: Placement | None) -> None:
+    def _try(self, seen: Placement, after: Placement, doubt: Doubtful | None) -> None:
         del self._calls[seen.site]
-        undoing = Deferred.fromCoroutine(self._undo(seen, after, doubted))
+        undoing = Deferred.fromCoroutine(self._undo(seen, after, doubt))
         undoing.addErrback(lambda failure: log.failure("{site}", failure, site=seen.site))
 
-    async def _undo(self, seen: Placement, after: Placement, doubted: Placement | None) -> None:
+    async def _undo(self, seen: Placement, after: Placement, doubt: Doubtful | None) -> None:
         try:
             self._host.adopt(await self._host.registry.place(after, seen.generation))
         except Conflict as conflict:
             stored = conflict.stored
-            if stored and doubted and replace(doubted, generation=stored.generation) == stored:
-                await self._undo(stored, after, None)  # it was stored, as it turns out
+            if stored and doubt and doubt.made():  # it was stored, as it turns out
+                await self._undo(stored, after, None)
         except RegistryError as problem:
             log.error("{site}: is still held: {why}", site=seen.site, why=problem)
             if seen.site not in self._calls:
-                self.later(seen, after, doubted)
+                self.later(seen, after, doubt)

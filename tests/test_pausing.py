@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,7 +17,12 @@ from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
 from awesomeproxy.model import Generation, Mode, Observed, Outcome, Placement, Receipt
 from awesomeproxy.pausing import NotDrained, Pauses, Then
-from awesomeproxy.registry.interface import Doubtful, IRegistry, RegistryError, Unreachable
+from awesomeproxy.registry.interface import (
+    Doubtful,
+    IRegistry,
+    RegistryError,
+    Unreachable,
+)
 from awesomeproxy.registry.memory import MemoryRegistry
 
 
@@ -38,6 +43,8 @@ class Slow:
             return await self._registry.place(new, expected)
         if lost is Doubtful and self.written:
             await self._registry.place(new, expected)
+        if lost is Doubtful:
+            raise Doubtful("the registry was lost", made=lambda: self.written)
         raise lost("the registry was lost")
 
 
@@ -161,3 +168,17 @@ async def test_a_hold_of_which_nothing_is_known_is_undone(written: bool) -> None
     node.reactor.advance(1)
     assert (node.placed.mode, node.placed.by) == (Mode.OPEN, "pause (undone)")
     assert node.placed.generation == (2 if written else 1)
+
+
+@twisted_test
+async def test_a_hold_of_which_nothing_is_known_is_not_another_ones() -> None:
+    """One that another node has placed meanwhile looks the same, and is not undone."""
+    node = Node()
+    node.registry.lost, node.registry.written = [Doubtful], False
+    with pytest.raises(Doubtful):
+        await node.pause(None, "refuse")
+    hold = replace(node.placed, mode=Mode.HOLDING, by="pause")
+    await node.registry.place(hold, 0)
+    node.reactor.advance(1)
+    stored = (await node.registry._registry.placements())["blog"]
+    assert (stored.mode, stored.generation) == (Mode.HOLDING, 1)

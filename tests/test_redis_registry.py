@@ -24,7 +24,7 @@ from twisted.logger import capturedLogs
 
 from awesomeproxy.model import Cluster, Mode, Placement
 from awesomeproxy.registry.book import HISTORY
-from awesomeproxy.registry.interface import Busy, Conflict, Superseded, Unreachable
+from awesomeproxy.registry.interface import Busy, Conflict, Doubtful, Superseded, Unreachable
 from awesomeproxy.registry.redis import RedisRegistry
 from awesomeproxy.registry.view import EPOCH
 from bench.cable import ip
@@ -240,6 +240,29 @@ async def test_a_change_that_was_made_is_known_as_ones_own(server: Redis, tmp_pa
         there = replace(BLOG, backend="web2")
         done = await doubtful(lambda: one.finish(entry.id, "done", there, 3))
         assert done["blog"].generation == 4
+
+
+@ensureDeferred
+async def test_what_was_in_doubt_is_known_when_the_registry_is_back(
+    server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as nobody has changed the same since, though it be to the same."""
+    monkeypatch.setattr("awesomeproxy.registry.redis.PATIENCE", 0.1)
+    async with nodes(tmp_path, cluster_of(server), 1) as (one,):
+        await one.place(BLOG, 0)
+
+        def hold() -> Deferred[Placement]:
+            return one.place(HOLD, 1)
+
+        one.link.on_lost.append(server.stop)
+        with pytest.raises(Doubtful) as caught:
+            await unanswered(one, server, hold)
+        one.link.on_lost.remove(server.stop)
+        server.start()
+        await until(lambda: one.link.ready)
+        assert caught.value.made()
+        await one.place(HOLD, 2)
+        assert not caught.value.made()
 
 
 @ensureDeferred

@@ -123,7 +123,14 @@ class Unreachable(RegistryError):
 
 
 class Doubtful(RegistryError):
-    """The registry was lost while it was asked: it may have been changed, or not."""
+    """The registry was lost while it was asked: it may have been changed, or not.
+
+    ``made`` answers whether, as is known by then, it was changed and still is as it was changed.
+    """
+
+    def __init__(self, message: str, made: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(message)
+        self.made = made
 
 
 class IRegistry(Interface):

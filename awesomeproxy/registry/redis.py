@@ -150,7 +150,11 @@ class RedisRegistry(BookedRegistry):
             try:
                 await self.back(patience)
             except Unreachable as problem:
-                raise (Doubtful(str(problem)) if doubtful else problem) from None
+                if not doubtful:
+                    raise
+                raise Doubtful(
+                    str(problem), made=lambda: any(map(self.view.made, doubtful))
+                ) from None
             change = f"{self.node}:{secrets.token_hex(8)}"
             self._stage.clear(change)
             result = refused = None
