@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests wait more than they compute.
-WORKERS = $(shell expr $$(nproc) + 1)
+# Tests wait as much as they compute.
+WORKERS = $(shell expr $$(nproc) \* 2)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo reference test lint bench profile run clean

@@ -271,8 +271,8 @@ def test_a_server_that_is_not_verified_is_named_in_the_log(pair: Issued, ends: E
         for server in (PLAIN, other, PLAIN):
             made = contexts.get(trusting, server)
     assert [(e["log_level"], e["backend"], e["server"]) for e in logged] == [
-        (LogLevel.warn, "web", "https://a.test"),
-        (LogLevel.warn, "web", "https://b.test"),
+        (LogLevel.warn, "web", "https://a.test:443"),
+        (LogLevel.warn, "web", "https://b.test:443"),
     ]
     assert shake(towards(ends.client, made), origin(pair, ends)) == (None, None)
 
