@@ -29,6 +29,7 @@ class Service:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.heard: list[bytes] = []  # to be added
         self.cancelled = threading.Event()
         self.go_on = threading.Event()
 
@@ -50,7 +51,9 @@ class Service:
 
     def add(self, messages: Iterator[bytes], context: Any) -> bytes:
         self.calls.append("add")
-        return b"%d" % sum(map(int, messages))
+        for message in messages:
+            self.heard.append(message)
+        return b"%d" % sum(map(int, self.heard))
 
     def talk(self, messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
         for message in messages:
@@ -187,7 +190,7 @@ async def test_a_client_may_be_silent_for_as_long_as_it_likes() -> None:
 @twisted_test
 async def test_a_call_in_which_nobody_speaks_any_more_ends() -> None:
     """What bounds other connections without a byte either way, ``timeouts.tunnel``, does here."""
-    async with calling() as (on, _service, channel):
+    async with calling() as (on, service, channel):
         more = threading.Event()
 
         def messages() -> Iterator[bytes]:
@@ -195,7 +198,7 @@ async def test_a_call_in_which_nobody_speaks_any_more_ends() -> None:
             more.wait(SECONDS)
 
         future = channel.stream_unary("/Test/add").future(messages())
-        await eventually(lambda: on.gate.in_flight, "the call")
+        await eventually(lambda: service.heard, "its message")  # nothing is said after it
         await on.pass_time(on.site.timeouts.tunnel + LISTEN.timeouts.body + 1)
         assert isinstance(await deferToThread(future.exception, SECONDS), grpc.RpcError)
         more.set()
