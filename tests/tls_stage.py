@@ -72,6 +72,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_usage(signs=True), critical=True)
             .add_extension(_identifier(self.private_key), critical=False)
+            .add_extension(_issuer(signer), critical=False)
             .sign(signer.private_key, hashes.SHA256())
         )
         # What it sends along with what it issues: itself, up to but without the root.
@@ -182,14 +183,18 @@ def certificate(
         found = x509.SubjectAlternativeName([_general(name) for name in names])
         builder = builder.add_extension(found, critical=False)
     purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.private_key.public_key())
     return (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-        .add_extension(issuer, critical=False)
+        .add_extension(_issuer(authority), critical=False)
         .sign(authority.private_key, hashes.SHA256())
     )
+
+
+def _issuer(authority: Authority) -> x509.AuthorityKeyIdentifier:
+    """Who has signed it: Python 3.13 believes no chain that does not say so (RFC 5280, 4.2.1.1)."""
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.private_key.public_key())
 
 
 def key_pem(key: Key) -> bytes:
