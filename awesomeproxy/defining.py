@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping, Se
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
 from awesomeproxy import config
@@ -14,6 +13,7 @@ from awesomeproxy.composing import Adding, misplaced
 from awesomeproxy.migrating import Migrating
 from awesomeproxy.model import Database, Placement, Settings, Site
 from awesomeproxy.registry.interface import IRegistry
+from awesomeproxy.together import together
 
 AT_ONCE = 100  # are read in one turn of the reactor, and asked of the registry in a row
 
@@ -75,9 +75,7 @@ async def define_all(host: Host, tables: Mapping[str, dict[str, Any]]) -> dict[s
             host.migrating.check_free(name)
         async for some in _batches(host, list(new)):
             await host.place([sites[name] for name in some])
-            await gatherResults(
-                [host.registry.define(name, new[name]) for name in some], consumeErrors=True
-            )
+            await together([host.registry.define(name, new[name]) for name in some], whole=True)
             for name in some:
                 site = sites.pop(name)
                 if host.added.get(name) != new[name] or host.sites.get(name) != site:

@@ -17,8 +17,8 @@ from awesomeproxy.model import Reach
 from awesomeproxy.model import Service as Settings
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import Shell
-from awesomeproxy.movers.together import together
 from awesomeproxy.movers.warrant import Warrant
+from awesomeproxy.together import together
 
 
 def carriage(script: Script) -> Carriage:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plane_stage import GET, always, ok, stage, twisted_test
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock, deferLater
 
 from awesomeproxy import config, consistency
@@ -32,6 +32,7 @@ from awesomeproxy.proxy.router import Router
 from awesomeproxy.proxy.servers import LiveBackend
 from awesomeproxy.quantities import show
 from awesomeproxy.registry.booked import Care, R
+from awesomeproxy.registry.interface import Unreachable
 from awesomeproxy.registry.memory import MemoryRegistry
 from awesomeproxy.reloading import unchanged_kept
 from awesomeproxy.shapes import Spot
@@ -181,6 +182,24 @@ async def test_requests_have_their_turn_while_many_sites_are_defined() -> None:
     assert len(result["added"]) == len(node.sites) == len(node.added) == MANY
     assert max(fresh) == AT_ONCE < MANY
     assert (await define_all(node, tables))["unchanged"] == list(tables)
+
+
+class Lost(MemoryRegistry):
+    """A registry that is lost when a site is defined there."""
+
+    def define(self, name: str, table: dict[str, Any]) -> Deferred[None]:
+        return fail(Unreachable("it is gone"))
+
+
+@twisted_test
+async def test_a_registry_that_is_lost_meanwhile_is_an_error_of_the_registry() -> None:
+    """So that whoever asked is told why."""
+    node = Node(reactor, "f.toml", SETTINGS)
+    node.registry = Lost()
+    servers = {"one": {"servers": ["http://127.0.0.1"]}}
+    table = {"hosts": ["x.example"], "backend": "one", "backends": servers}
+    with pytest.raises(Unreachable, match="gone"):
+        await define_all(node, {"s1": table, "s2": {**table, "hosts": ["b.example"]}})
 
 
 # The same answers as without an index

@@ -12,19 +12,13 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    FirstError,
-    gatherResults,
-    maybeDeferred,
-    succeed,
-)
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.logger import Logger
 
 from awesomeproxy.registry.interface import RegistryError
 from awesomeproxy.registry.link import Link
 from awesomeproxy.registry.records import packed
+from awesomeproxy.together import Work, together
 
 log = Logger()
 
@@ -56,16 +50,12 @@ class Asking:
 
         :param timeout: in seconds.
         """
-        asked: list[Deferred[dict[str, Any]]] = []
+        asked: list[Work[dict[str, Any]]] = []
         if self._node in nodes:
             asked.append(self._own(question, params, timeout))
         if others := [name for name in nodes if name != self._node]:
-            there = self._others(question, params, timeout, others)
-            asked.append(Deferred.fromCoroutine(there))
-        try:
-            answers = await gatherResults(asked, consumeErrors=True)
-        except FirstError as first:
-            raise first.subFailure.value from None  # type: ignore[misc]  # it is an exception
+            asked.append(self._others(question, params, timeout, others))
+        answers = await together(asked, whole=True)
         return {node: answer for each in answers for node, answer in each.items()}
 
     def answered(self, number: str) -> None:

@@ -18,8 +18,8 @@ from awesomeproxy.migrate.prediction import Round
 from awesomeproxy.model import Service
 from awesomeproxy.movers.interface import Estimate, MoverError
 from awesomeproxy.movers.shell import Shell, ShellError
-from awesomeproxy.movers.together import together
 from awesomeproxy.movers.warrant import Warrant
+from awesomeproxy.together import together
 
 T = TypeVar("T")
 

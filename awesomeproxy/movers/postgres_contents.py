@@ -15,12 +15,11 @@ import difflib
 import json
 import re
 
-from twisted.internet.defer import Deferred, gatherResults
-
 from awesomeproxy.movers.interface import MoverError
 from awesomeproxy.movers.postgres_door import Found
 from awesomeproxy.movers.postgres_refusals import SEQUENCES, TABLES
 from awesomeproxy.movers.postgres_server import LONG, MAINTENANCE, PostgresServer, ident, literal
+from awesomeproxy.together import together
 
 _OWN_SETTINGS = ("awesomeproxy.", "default_transaction_read_only=")
 # Settings that are lists of names: GUC_LIST_QUOTE in the server's guc.c.
@@ -201,17 +200,7 @@ async def compare(
     :param full: whether to look at the rows, rather than only to count them.
     :raise MoverError: they have not; it names the tables.
     """
-    both = gatherResults(
-        [
-            Deferred.fromCoroutine(_summary(source, name, full)),
-            Deferred.fromCoroutine(_summary(target, new, full)),
-        ],
-        consumeErrors=True,
-    )
-    try:
-        ours, theirs = await both
-    except Exception as problem:
-        raise getattr(getattr(problem, "subFailure", None), "value", problem) from None
+    ours, theirs = await together([_summary(source, name, full), _summary(target, new, full)])
     wrong = sorted(each for each in {*ours, *theirs} if ours.get(each) != theirs.get(each))
     if wrong:
         told = [

@@ -25,9 +25,9 @@ from awesomeproxy.movers.closing import OWN
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Place, Progress
 from awesomeproxy.movers.resident import Resident
 from awesomeproxy.movers.shell import TIME, Shell, ShellError
-from awesomeproxy.movers.together import together
 from awesomeproxy.quantities import choice, flag, show, size
 from awesomeproxy.shapes import Several, Shape
+from awesomeproxy.together import together
 
 T = TypeVar("T")
 

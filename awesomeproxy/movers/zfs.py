@@ -38,13 +38,13 @@ from zope.interface import implementer
 from awesomeproxy.addresses import absolute_path, text_of
 from awesomeproxy.movers.interface import Estimate, IMover, Job, Kind, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
-from awesomeproxy.movers.together import together
 from awesomeproxy.movers.trying import busy, explained
 from awesomeproxy.movers.users import users
 from awesomeproxy.movers.zfs_dataset import Look
 from awesomeproxy.movers.zfs_pair import OURS, Pair, pending, shared
 from awesomeproxy.quantities import flag, show
 from awesomeproxy.shapes import Shape
+from awesomeproxy.together import together
 
 _DATASET = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9_.:][A-Za-z0-9_.: -]*)+")
 

@@ -12,10 +12,10 @@ import re
 
 from awesomeproxy.movers.interface import Job, MoverError, Progress
 from awesomeproxy.movers.shell import ShellError
-from awesomeproxy.movers.together import together
 from awesomeproxy.movers.trying import LONG, busy, while_busy
 from awesomeproxy.movers.users import users
 from awesomeproxy.movers.zfs_dataset import NO_SUCH_PROPERTY, Dataset, Look, Snapshot
+from awesomeproxy.together import together
 
 OURS = re.compile(r"awesomeproxy-[0-9]+-[0-9]+")  # the labels of our snapshots
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
+Work = Coroutine[Any, Any, T] | Deferred[T]
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]], *, whole: bool = False) -> list[T]:
+async def together(work: Sequence[Work[T]], *, whole: bool = False) -> list[T]:
     """What all of ``work`` returns, done at the same time.
 
     The first that fails, or a cancellation, ends the others; nothing is left running.
@@ -32,14 +33,14 @@ class _Together(Deferred[None]):
     None is cancelled twice: that would break off how it ends what it has started.
     """
 
-    def __init__(self, work: Sequence[Coroutine[Any, Any, Any]], whole: bool) -> None:
+    def __init__(self, work: Sequence[Work[Any]], whole: bool) -> None:
         super().__init__()
         self._whole = whole
         self.results: dict[int, Any] = {}
         self.problems: list[BaseException] = []
         self._left = len(work)
         self._ended = False
-        self._running = [Deferred.fromCoroutine(each) for each in work]
+        self._running = [ensureDeferred(each) for each in work]
         for index, each in enumerate(self._running):
             each.addCallbacks(self._done, self._failed, callbackArgs=(index,))
         if not work:
