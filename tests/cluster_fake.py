@@ -105,7 +105,7 @@ class FollowedRegistry:
         self._shared = shared
         self._name = name
         self.view = SharedView(shared.store)
-        self.link = SimpleNamespace(where="the registry at nowhere", ready=True, epoch=0)
+        self.link = SimpleNamespace(where="the registry at nowhere", lost=0.0, epoch=0)
         self.link.counters = self.counters = dict[str, int]()
         self.link.replicas, self.link.copies = _none, 0
         self.on_change: list[Callable[[Any], None]] = []

@@ -62,7 +62,7 @@ class Fencing:
         if member.loss == "hold":
             return await self._leave(member, "expired", "its lease is over")
         if self._settings.fence_command and (node, member.life) not in self._tried:
-            if await self._registry.link.copied() >= self._settings.replicas:
+            if await self._registry.link.kept():
                 self._begin(member)
             else:
                 log.warn(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -27,6 +27,7 @@ from awesomeproxy.registry.interface import Doubtful, RegistryError, Unreachable
 from awesomeproxy.registry.records import packed
 from awesomeproxy.registry.redis import RedisRegistry
 from awesomeproxy.registry.view import Change
+from awesomeproxy.together import together
 
 log = Logger()
 
@@ -66,7 +67,7 @@ class Fellows:
         self._joined = False
         self._twin = False  # one of these has taken our place
         self._members = Members(monotonic)
-        self._rolls = Rolls(registry, settings.replicas, self._doubted)
+        self._rolls = Rolls(registry, self._doubted)
         self._asking = Asking(host.reactor, registry.link, self.node)
         self._fencing = Fencing(host.reactor, registry, self._members, settings)
         self._heirs = Heirs(host, registry, self._members, settings.lease)
@@ -165,11 +166,7 @@ class Fellows:
     async def _report_all(self) -> None:
         """All at once, and wait until each was heard; raise what hinders one of them."""
         held = self._host.held()
-        sending = [Deferred.fromCoroutine(self._rolls.send(each, {})) for each in held]
-        try:
-            await gatherResults(sending, consumeErrors=True)
-        except FirstError as first:
-            raise first.subFailure.value from None  # type: ignore[misc]  # it is an exception
+        await together([self._rolls.send(each, {}) for each in held], whole=True)
 
     def _beat(self) -> Deferred[bool]:
         """Say that this node is there; see :class:`.lease.Lease`."""
@@ -193,7 +190,7 @@ class Fellows:
             clock.take(sent, clock.monotonic(), int(seconds) + int(micros) / 1e6)
             if int(version) > registry.view.version:
                 await registry.catch_up()
-        return await self._rolls.copied()
+        return await registry.link.kept()
 
     async def _rejoin(self) -> None:
         """Others may serve what this node has at its backends: drop that, and begin anew.

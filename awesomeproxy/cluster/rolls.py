@@ -25,13 +25,11 @@ _FIELDS = [field.name for field in fields(Report)]
 class Rolls:
     """The reports of this node, and the roll-calls that it makes."""
 
-    def __init__(self, registry: RedisRegistry, replicas: int, gone: Callable[[], None]) -> None:
+    def __init__(self, registry: RedisRegistry, gone: Callable[[], None]) -> None:
         """
-        :param replicas: how many must have a roll that is complete.
         :param gone: is called when the registry takes this node for none of the members.
         """
         self._registry = registry
-        self._replicas = replicas
         self._gone = gone
 
     def report(self, observed: Observed, more: Mapping[str, Any]) -> None:
@@ -86,14 +84,8 @@ class Rolls:
             reports[name].append(Report(**{key: said[key] for key in _FIELDS}))
         return Roll(
             {name: tuple(sorted(found, key=_node)) for name, found in reports.items()},
-            firm=await self.copied(),
+            firm=await self._registry.link.kept(),
         )
-
-    async def copied(self) -> bool:
-        """Whether as many replicas as must have all that was asked for firmly until now."""
-        if not self._replicas:
-            return True
-        return await self._registry.link.copied() >= self._replicas
 
     async def _conflict(self, held: Sequence[Placement]) -> Conflict:
         """What was changed of what is held."""

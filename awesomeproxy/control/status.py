@@ -117,8 +117,7 @@ def _counters(node: Node) -> dict[str, float]:
     """What has become of this node's connection to the registry, since it was started."""
     shared: RedisRegistry = node.registry  # type: ignore[assignment]
     link = shared.link
-    lost = 0.0 if link.ready else node.reactor.seconds() - link.lost_at
-    return {"lost": round(lost, 3), **link.counters, **shared.counters}
+    return {"lost": round(link.lost, 3), **link.counters, **shared.counters}
 
 
 async def cluster(node: Node, answers: Answers) -> dict[str, Any]:

@@ -118,8 +118,7 @@ def _of_cluster(node: Node) -> Iterator[Metric]:
     yield _gauge(
         "registry_up", "Whether the registry can be reached and has been read.", link.ready
     )
-    lost = 0.0 if link.ready else node.reactor.seconds() - link.lost_at
-    yield _gauge("registry_lost_seconds", "Since it could not be reached.", round(lost, 3))
+    yield _gauge("registry_lost_seconds", "Since it could not be reached.", round(link.lost, 3))
     for name, count in {**link.counters, **registry.counters, **cluster.counters}.items():
         yield _counter(*_CLUSTER[name], count)
     yield _gauge(

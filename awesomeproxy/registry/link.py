@@ -80,7 +80,7 @@ class Link:
         self.connected = False
         self.ready = False  # connected, and whoever has to has caught up
         self.problem = "it was not reached yet"  # why it is not connected
-        self.lost_at = reactor.seconds()
+        self._lost_at = reactor.seconds()
         self.copies = cluster.replicas  # how many replicas had what was asked for last
         self.counters = {"reconnects": 0, "epochs": 0}
         self.on_ready: Callable[[], Awaitable[None]] = _nothing
@@ -102,6 +102,11 @@ class Link:
         """Why nothing can be asked of it, for people."""
         why = self.problem.removesuffix(".")
         return why if why.startswith(self.where) else f"{self.where} cannot be reached: {why}"
+
+    @property
+    def lost(self) -> float:
+        """Seconds for which it has not been ready; 0: it is."""
+        return 0.0 if self.ready else self._reactor.seconds() - self._lost_at
 
     def start(self) -> None:
         """Connect, and do so again whenever that is lost."""
@@ -167,6 +172,10 @@ class Link:
             self._drop(str(problem))
             raise Unreachable(f"{self.where} was lost: {problem}") from None
         return self.copies
+
+    async def kept(self) -> bool:
+        """Whether as many replicas as must have it; see :meth:`copied`."""
+        return await self.copied() >= self._cluster.replicas
 
     async def replicas(self) -> int:
         """How many replicas there are, whatever they have.
@@ -313,7 +322,7 @@ class Link:
         for each in connections:
             each.transport.abortConnection()
         if was:
-            self.lost_at = self._reactor.seconds()
+            self._lost_at = self._reactor.seconds()
             for callback in list(self.on_lost):
                 callback()
         broken, self._broken = self._broken, None

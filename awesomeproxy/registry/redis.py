@@ -74,7 +74,6 @@ class RedisRegistry(BookedRegistry):
         super().__init__(Book(self._stage, now, keep))
         self._waiting: list[Deferred[None]] = []
         self._catching_up: Deferred[None] | None = None
-        self._firm = cluster.replicas
         self._nodes_of: int | None = None  # the epoch whose nodes the view has
         self.on_change: list[Callable[[Change], None]] = []
         self.on_return: list[Callable[[], Awaitable[None]]] = []
@@ -173,7 +172,7 @@ class RedisRegistry(BookedRegistry):
                     if not made:
                         raise refused
                     result = doubtful[made[0]]  # it is refused because it has been made
-                if care is Care.FIRM and self._firm:
+                if care is Care.FIRM:
                     await self._kept()
             except (Unreachable, Doubtful):
                 if changes:
@@ -197,7 +196,7 @@ class RedisRegistry(BookedRegistry):
 
     async def _kept(self) -> None:
         """Wait until as many replicas have it as must."""
-        while await self.link.copied() < self._firm:
+        while not await self.link.kept():
             if self._closed:
                 raise RegistryError(f"{self.link.where} is closed, and too few replicas have it")
 
