@@ -12,16 +12,7 @@ from awesomeproxy import __version__
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.migrate.host import Counted
 from awesomeproxy.migrating import Migrating
-from awesomeproxy.model import (
-    DATABASE,
-    Counters,
-    Database,
-    Generation,
-    Observed,
-    Placement,
-    Settings,
-    Site,
-)
+from awesomeproxy.model import Counters, Generation, Observed, Placement, Settings
 from awesomeproxy.proxy.plane import Plane
 from awesomeproxy.trials import Trials
 
@@ -34,9 +25,10 @@ class Host(Protocol):
     cluster: ICluster
     plane: Plane
     settings: Settings
-    sites: dict[str, Site]
-    databases: dict[str, Database]
     trials: Trials
+
+    def served(self) -> list[str]:
+        """All sites and databases, called as their placements are."""
 
     def placement(self, name: str) -> Placement:
         """Where something is placed."""
@@ -73,9 +65,8 @@ class Answering:
             numbers.
         """
         host, plane = self._host, self._host.plane
-        every = [*host.sites, *(DATABASE + name for name in host.databases)]
         rows, counted = {}, {}
-        for seen in self._seen(every if names is None else names):
+        for seen in self._seen(host.served() if names is None else names):
             if names is not None or not self._is_at_rest(seen):
                 rows[seen.site] = plain(seen)
             if counts and any(seen.counters):

@@ -106,27 +106,34 @@ def check_file(settings: Settings, spot: Spot) -> None:
             for index, text in unknown_databases(site, settings):
                 place.at("uses").item(index).wrong(text)
     _check_endpoints(settings, spot)
+    _check_metrics(settings, spot)
     _check_certificates(settings, spot)
     _check_nodes(settings, spot)
 
 
 def _check_endpoints(settings: Settings, spot: Spot) -> None:
-    """No two listen at the same place, as far as that can be seen from what is written; and
-    what is told at one can be."""
+    """No two listen at the same place, as far as that can be seen from what is written."""
+    others = [
+        (
+            f"the database {show(name)}",
+            database.endpoint,
+            spot.at("databases").at(name).at("endpoint"),
+        )
+        for name, database in settings.databases.items()
+    ]
+    if settings.metrics:
+        others.append(("the metrics page", settings.metrics, spot.at("node").at("metrics")))
     taken = {listen.endpoint: "a [[listen]]" for listen in settings.listen}
-    for name, database in settings.databases.items():
-        owner = taken.setdefault(database.endpoint, f"the database {show(name)}")
-        place = spot.at("databases").at(name).at("endpoint")
-        if owner != f"the database {show(name)}" and not place.marred:
-            place.wrong(
-                f"{show(database.endpoint)} is that of {owner}; give one of them another port"
-            )
-    place = spot.at("node").at("metrics")
-    if settings.metrics and settings.metrics in taken and not place.marred:
-        owner = taken[settings.metrics]
-        place.wrong(f"{show(settings.metrics)} is that of {owner}; give one of them another port")
+    for what, endpoint, place in others:
+        owner = taken.setdefault(endpoint, what)
+        if owner != what and not place.marred:
+            place.wrong(f"{show(endpoint)} is that of {owner}; give one of them another port")
+
+
+def _check_metrics(settings: Settings, spot: Spot) -> None:
+    """What a page of them takes is there."""
     if settings.metrics and find_spec("prometheus_client") is None:
-        place.wrong(
+        spot.at("node").at("metrics").wrong(
             "is given, but the prometheus_client library is missing;"
             " pip install 'awesomeproxy[metrics]'"
         )

@@ -196,8 +196,7 @@ class Node:
         self.moves.take_up(left)
         self.residence.begin()
         self._control = await listen_control(settings.control)
-        async with self.metrics.at(settings.metrics) as take:
-            take()
+        await self.metrics.move(settings.metrics)
         await self.plane.listen(settings.listen, settings.databases.values())
         for name in settings.databases:
             if self.placements[DATABASE + name].mode is Mode.OPEN:
@@ -235,8 +234,7 @@ class Node:
             await self.plane.stop(self.settings.drain_time)
         self._on_change.fire_all(Outcome.REFUSED)
         self.pauses.forget_expiries()
-        async with self.metrics.at("") as take:
-            take()
+        await self.metrics.move("")
         if self._control is not None:
             await maybeDeferred(self._control.stopListening)
         if hasattr(self, "registry"):

@@ -366,6 +366,21 @@ def _parsed(answer: str) -> set[str]:
 
 
 @asynccontextmanager
+async def an_empty_cluster(
+    directory: Path, loss: str = "serve", more: str = ""
+) -> AsyncIterator[Cluster]:
+    """A cluster without a Redis or a node; in the end it is closed.
+
+    :param more: of each node's [cluster].
+    """
+    cluster = Cluster(directory, Bridge.lay(), Bridge.lay(), loss, more)
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+@asynccontextmanager
 async def a_cluster(
     directory: Path,
     names: Sequence[str] = ("web1", "web2", "web3"),
@@ -385,8 +400,7 @@ async def a_cluster(
     :param mounts: each node has a mount table of its own.
     :param more: of each node's [cluster].
     """
-    cluster = Cluster(directory, Bridge.lay(), Bridge.lay(), loss, more)
-    try:
+    async with an_empty_cluster(directory, loss, more) as cluster:
         if replica:
             await cluster.with_replica()
         else:
@@ -400,8 +414,6 @@ async def a_cluster(
                 node.config.write_text(node.text + _hooks(node.directory))
         await cluster.begin(*names)
         yield cluster
-    finally:
-        await cluster.close()
 
 
 def _hooks(scripts: Path) -> str:
@@ -419,4 +431,12 @@ def a_fixture(**how: Any) -> Callable[[Path], AsyncIterator[Cluster]]:
     return fixture
 
 
-__all__ = ["Cluster", "Failed", "Node", "Unreachable", "a_cluster", "a_fixture"]
+__all__ = [
+    "Cluster",
+    "Failed",
+    "Node",
+    "Unreachable",
+    "a_cluster",
+    "a_fixture",
+    "an_empty_cluster",
+]

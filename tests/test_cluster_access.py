@@ -6,9 +6,8 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from cluster_stage import Cluster
+from cluster_stage import Cluster, an_empty_cluster
 from daemon_stage import twisted_fixture, twisted_test
-from space_stage import Bridge
 from stage_waiting import until
 from test_redis_registry import DOCUMENTED
 from tls_stage import Authority
@@ -18,8 +17,7 @@ WRONG, RIGHT = "wrong\n", "PASSWORD\n"
 
 
 async def _cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path, Bridge.lay(), Bridge.lay())
-    try:
+    async with an_empty_cluster(tmp_path) as cluster:
         authority = Authority(tmp_path / "authority")
         issued = authority.issue("redis.test")
         rights = re.search(r"ACL SETUSER (.*)", DOCUMENTED.read_text())
@@ -39,8 +37,6 @@ async def _cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
             ]
         )
         yield cluster
-    finally:
-        await cluster.close()
 
 
 cluster = twisted_fixture(_cluster)

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cluster_stage import METRICS, Cluster
+from cluster_stage import METRICS, Cluster, an_empty_cluster
 from daemon_stage import Failed, twisted_fixture, twisted_test
 from metrics_stage import told_at
-from space_stage import Bridge
 from stage_waiting import until, until_async
 from test_cluster_nodes import LATER, SOON
 
@@ -18,13 +17,10 @@ TOO_FEW = "0 of 1 replicas of the registry have what was written last"
 
 
 async def _cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path, Bridge.lay(), Bridge.lay(), "hold", "replicas = 1")
-    try:
+    async with an_empty_cluster(tmp_path, "hold", "replicas = 1") as cluster:
         await cluster.with_replica(sentinels=0)
         await cluster.begin("web1", "web2")
         yield cluster
-    finally:
-        await cluster.close()
 
 
 cluster = twisted_fixture(_cluster)

@@ -51,6 +51,11 @@ class Listening:
             if spare is not None:
                 await maybeDeferred(spare.stopListening)
 
+    async def move(self, endpoint: str) -> None:
+        """Listen only there from now on; see :meth:`at`."""
+        async with self.at(endpoint) as take:
+            take()
+
     async def _open(self, endpoint: str) -> IListeningPort:
         from awesomeproxy.metrics.page import site  # not above: its library is an extra
 

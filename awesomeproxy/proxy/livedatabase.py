@@ -243,7 +243,7 @@ class LiveDatabase:
     @property
     def drained(self) -> bool:
         """Held, and nothing of it is open towards a backend."""
-        return self.gate.holding and not any(live.gate.in_flight for live in self._all())
+        return self.gate.holding and not self.in_flight
 
     def check_drained(self) -> None:
         """Something has ended: if that was the last of it, say so."""

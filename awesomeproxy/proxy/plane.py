@@ -288,9 +288,7 @@ class Plane:
             client.abort()
         for live in (*self.sites.values(), *self._removed.values()):
             live.close()
-            live.cut()
-        for database in (*self.databases.values(), *self._removed_databases.values()):
-            database.cut()
+        self.cut_all()
         if not self.clients:
             gone.fire()
         await gone.wait()
