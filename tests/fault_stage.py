@@ -234,7 +234,7 @@ def _hooks(servers: Servers) -> str:
 
 def writes(site: Site) -> Load:
     """Requests that each write a row and a file."""
-    return site.servers.daemon.load(method="POST", rate=20.0, duration=600.0, timeout=60.0)
+    return site.servers.daemon.load(method="POST", rate=10.0, duration=600.0, timeout=60.0)
 
 
 async def sleep(seconds: float) -> None:
