@@ -194,7 +194,7 @@ class Link:
 
     def _check_connected(self) -> None:
         if not self.connected:
-            raise Unreachable(f"{self.where} cannot be reached: {self.problem}")
+            raise Unreachable(self.trouble)
 
     def publish(self, channel: str, text: str) -> None:
         """Tell all that listen on a channel of ours; nobody may hear it."""
