@@ -7,6 +7,7 @@ itself, or the daemon has died before it had written down that the database was 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -75,6 +76,10 @@ class Poolers:
         if database is not None and (pooler := self._of(database)) is not None:
             await pooler.resume()
 
+    def awaken(self, name: str) -> Deferred[None]:
+        """The same for one that is not to be left asleep: it is tried again, and never fails."""
+        return Deferred.fromCoroutine(self._until_awake(name, lambda: True))
+
     def adopted(self, before: Placement | None, placement: Placement, *, heard: bool) -> None:
         """A database is placed anew.
 
@@ -91,7 +96,7 @@ class Poolers:
         """Wake it, if need be later."""
         if not self.has(name) or self._host.stopping or self._host.moving(name):
             return
-        rousing = Deferred.fromCoroutine(self._until_awake(name))
+        rousing = Deferred.fromCoroutine(self._until_awake(name, lambda: self._is_open(name)))
         self._rousing.add(rousing)
 
         def roused(result: object) -> None:
@@ -101,9 +106,9 @@ class Poolers:
 
         rousing.addBoth(roused)
 
-    async def _until_awake(self, name: str) -> None:
+    async def _until_awake(self, name: str, wanted: Callable[[], bool]) -> None:
         for _ in range(WAKE_TRIES):
-            if self._host.placement(name).mode is not Mode.OPEN:
+            if not wanted():
                 return
             try:
                 return await self._wake(name)
@@ -117,6 +122,9 @@ class Poolers:
         """Try to wake none any more."""
         for rousing in list(self._rousing):
             rousing.cancel()
+
+    def _is_open(self, name: str) -> bool:
+        return self._host.placement(name).mode is Mode.OPEN
 
     def _database(self, name: str) -> Database | None:
         return self._host.settings.databases.get(name.removeprefix(DATABASE))

@@ -191,8 +191,8 @@ class House:
     def quieten(self, database: str) -> Deferred[None]:
         return Deferred.fromCoroutine(self.script.do("quieten", database))
 
-    def wake(self, database: str) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.script.do("wake", database))
+    def awaken(self, database: str) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.script.do("awaken", database))
 
     @property
     def trials(self) -> Trials:

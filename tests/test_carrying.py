@@ -540,7 +540,9 @@ async def test_sites_are_drained_before_their_database_is_held() -> None:
     assert (await running).outcome == "done"
     said = house.script.steps()
     assert said.index(f"quieten {SHOP}") < said.index(f"{SHOP} holding d1")
-    assert said.index(f"{SHOP} open d2") < said.index("blog open two") < said.index(f"wake {SHOP}")
+    assert (
+        said.index(f"{SHOP} open d2") < said.index("blog open two") < said.index(f"awaken {SHOP}")
+    )
     assert house.is_at("blog", "news", SHOP) == ["open two", "open one", "open d2"]
 
 

@@ -112,7 +112,7 @@ class Node:
     def quieten(self, database: str) -> Deferred[None]:
         return succeed(None)
 
-    def wake(self, database: str) -> Deferred[None]:
+    def awaken(self, database: str) -> Deferred[None]:
         return succeed(None)
 
     @property

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from awesomeproxy import rollcall
@@ -26,8 +25,6 @@ from awesomeproxy.registry.interface import Doubtful, Entry, RegistryError, Unre
 log = Logger()
 
 ANSWER_IN = 1.0  # seconds that other nodes have to say whether they hold anything
-WAKE_TRIES = 10
-TRY_AGAIN = 1.0  # seconds between them
 
 
 class Overtaken(Exception):
@@ -240,7 +237,7 @@ class Barrier:
         opened()
         for member in self._plan.members:
             if member.is_database:
-                await self._wake(member.name)
+                await host.poolers.awaken(member.name)
         opening = {name: each for name, each in after.items() if each.mode is Mode.OPEN}
         recording = [
             Deferred.fromCoroutine(self._record(placement)) for placement in opening.values()
@@ -255,15 +252,6 @@ class Barrier:
             log.error("{site}: opening is not recorded: {why}", site=placement.site, why=problem)
         self._host.adopt(placement)
         return placement
-
-    async def _wake(self, database: str) -> None:
-        """Have the clients of a pooler go on; it is not to be left asleep."""
-        for _ in range(WAKE_TRIES):
-            try:
-                return await self._host.poolers.wake(database)
-            except Exception as problem:
-                log.error("{name}: {why}", name=database, why=problem)
-            await deferLater(self._host.reactor, TRY_AGAIN)
 
     async def waiting(self) -> bool:
         """Whether requests that were held here still wait, though they need not."""

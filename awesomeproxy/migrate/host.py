@@ -33,8 +33,9 @@ class Poolers(Protocol):
     def quieten(self, database: str) -> Deferred[None]:
         """Have the pooler of a database, if there is one, keep its clients waiting."""
 
-    def wake(self, database: str) -> Deferred[None]:
-        """Have it let them go on; nothing happens if it does already."""
+    def awaken(self, database: str) -> Deferred[None]:
+        """Have it let them go on, which is tried again and never fails; nothing happens if it
+        does already."""
 
 
 class Host(Protocol):
