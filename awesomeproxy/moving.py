@@ -20,13 +20,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from awesomeproxy.identity import identity
-from awesomeproxy.migrate.engine import LeftUnfinished, Migration, RolledBack
+from awesomeproxy.migrate.engine import Migration
 from awesomeproxy.migrate.hooks import Hooks
 from awesomeproxy.migrate.host import Host as MigrationHost
 from awesomeproxy.migrate.loading import Loading
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable, World, read
 from awesomeproxy.migrate.recovery import recover
+from awesomeproxy.migrate.waiting import LeftUnfinished, RolledBack
 from awesomeproxy.model import Ledger, Placement, Reach, Settings, Site
 from awesomeproxy.movers.interface import Estimate
 from awesomeproxy.movers.shell import Shell

@@ -14,15 +14,9 @@ from carrying_stage import DATA, MAX_PAUSE, PLAN, House, Told, a_house, migratio
 from daemon_stage import twisted_test
 from twisted.internet.defer import Deferred
 
-from awesomeproxy.migrate.engine import (
-    LEAVE_IN,
-    LOOK_EVERY,
-    START_IN,
-    UNDO_TARGET,
-    LeftUnfinished,
-    RolledBack,
-)
 from awesomeproxy.migrate.plan import Member, Plan
+from awesomeproxy.migrate.retreat import LOOK_EVERY, START_IN, UNDO_TARGET
+from awesomeproxy.migrate.waiting import LEAVE_IN, LeftUnfinished, RolledBack
 from awesomeproxy.model import Ledger, Mode, Placement
 from awesomeproxy.movers.interface import MoverError
 from awesomeproxy.registry.interface import Doubtful, Entry, RegistryError
@@ -463,7 +457,10 @@ async def test_what_a_crash_leaves_before_the_commit_is_undone(step: str) -> Non
     """Once it was held anything may have begun, whether or not that was written down."""
     house = await a_house()
     entry = await crashed(house, step)
+    house.reactor.advance(86400.0)
     failed = await ends(Deferred.fromCoroutine(migration(house, entry=entry).run()), step)
+    assert failed.ledger is not None
+    assert set(failed.ledger.steps.values()) == {0.0}  # the step has not taken all that time
     assert f"died during the step '{step}'" in str(failed)
     if step in BEFORE_THE_HOLD:
         assert house.script.said == ["abandon data"]

@@ -30,7 +30,7 @@ from awesomeproxy.control.table import Call
 from awesomeproxy.defining import define_all
 from awesomeproxy.following import Everything
 from awesomeproxy.migrate import planning
-from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
+from awesomeproxy.migrate.waiting import LeftUnfinished, RolledBack
 from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import Ledger, Mode
 from awesomeproxy.node import Node

@@ -19,10 +19,11 @@ from twisted.internet.task import Clock, deferLater
 from awesomeproxy.cluster.alone import Alone
 from awesomeproxy.cluster.interface import ICluster
 from awesomeproxy.happenings import Happenings
-from awesomeproxy.migrate.engine import Migration, RolledBack
+from awesomeproxy.migrate.engine import Migration
 from awesomeproxy.migrate.host import Counted, Poolers, Trials
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.recovery import recover
+from awesomeproxy.migrate.waiting import RolledBack
 from awesomeproxy.model import Counters, Ledger, Mode, Observed, Outcome, Placement
 from awesomeproxy.registry.interface import Conflict, IRegistry, RegistryError
 from awesomeproxy.registry.local import LocalRegistry

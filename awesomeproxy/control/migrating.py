@@ -16,9 +16,9 @@ from awesomeproxy.control.commands import (
 )
 from awesomeproxy.control.table import BadRequest, Call, CommandFailed
 from awesomeproxy.migrate import planning, steps
-from awesomeproxy.migrate.engine import LeftUnfinished, RolledBack
 from awesomeproxy.migrate.plan import Plan
 from awesomeproxy.migrate.planning import Unmovable, read
+from awesomeproxy.migrate.waiting import LeftUnfinished, RolledBack
 from awesomeproxy.migrating import InTheWay, NotMigrating
 from awesomeproxy.model import Ledger
 from awesomeproxy.movers.interface import Estimate, MoverError

@@ -32,8 +32,8 @@ hold ends with a resume (``then``) at no certain time (``expires``), as no pause
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, Literal
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -46,42 +46,18 @@ from awesomeproxy.migrate.carriage import Carriage
 from awesomeproxy.migrate.hooks import HookFailed, Hooks
 from awesomeproxy.migrate.host import Host
 from awesomeproxy.migrate.ledger import Account
+from awesomeproxy.migrate.pace import Pace, Progress
 from awesomeproxy.migrate.plan import Member, Plan
 from awesomeproxy.migrate.prediction import Round, predict_all
-from awesomeproxy.migrate.steps import WHAT, begun
-from awesomeproxy.model import FILESYSTEM, Ledger, Mode, Placement
+from awesomeproxy.migrate.retreat import LOOK_EVERY, START_IN, Retreat
+from awesomeproxy.migrate.steps import begun
+from awesomeproxy.migrate.waiting import TRY_AGAIN, LeftUnfinished, RolledBack, Waiting, Work
+from awesomeproxy.model import FILESYSTEM, Ledger, Placement
 from awesomeproxy.registry.interface import Entry, NotAllowed, RegistryError, Superseded
 
 log = Logger()
-T = TypeVar("T")
-Work = Callable[[], Coroutine[Any, Any, None]]
 
 RELEASE_AT_MOST = 10.0  # seconds that the ledger waits for the last held request to go on
-TRY_AGAIN = 1.0  # seconds between tries of what has to be done in the end
-TIDY_TRIES = 3  # of what hurts nobody if it is not done
-START_IN = 10.0  # seconds in which a service that was started has to be well
-LOOK_EVERY = 0.1  # seconds between questions whether it is
-UNDO_TARGET = 5.0  # seconds that undoing may take at a target before the source serves again
-LEAVE_IN = 10.0  # seconds that a daemon which stops gives what it still has to be done
-
-Progress = Callable[..., None]  # told the step, what it does, and more by name
-
-
-class RolledBack(Exception):
-    """The migration was undone; the message says why.
-
-    ``step`` is how far it had come, and ``ledger`` what it did.
-    """
-
-    def __init__(self, reason: str, step: str = "", ledger: Ledger | None = None) -> None:
-        super().__init__(reason)
-        self.step = step
-        self.ledger = ledger
-
-
-class LeftUnfinished(Exception):
-    """The migration is ended by somebody else: the daemon stops before it could be, or another
-    node has taken it over."""
 
 
 class Migration:
@@ -112,28 +88,20 @@ class Migration:
         self._host = host
         self.plan = plan
         self.target = plan.main.target
-        self.step = ""
         self.ended = Once()
         self._max_pause = max_pause
         self._force = force
         self._by = by
-        self._progress = progress
         self._make_carriage = carriage
         self._hooks = hooks
         self._carriage: Carriage | None = None
-        self._stopped = ""  # why it has to be rolled back
-        self._final = False  # nothing stops it any more
-        self._hurried = False  # but somebody waits for its end
-        self._leaving = False  # and need not see it
-        self._waiting: Deferred[Any] | None = None
-        self._enduring: Deferred[Any] | None = None  # what nothing but the daemon's end stops
-        self._timers: list[IDelayedCall] = []
+        self._pace = Pace(host.reactor, plan.main.name, progress)
+        self._waiting = Waiting(host.reactor, self._pace.trouble)
         self._left = entry
         self._barrier = Barrier(host, plan, by, entry)
+        self._retreat = Retreat(host, plan, self._barrier, self._waiting, self._pace.trouble)
         self._held_at: float | None = None
         self._pause = 0.0
-        self._steps: dict[str, float] = {}
-        self._step_began = 0.0
         self._account = Account(host, plan)
 
     def __repr__(self) -> str:
@@ -146,9 +114,14 @@ class Migration:
         return self.plan.main.name
 
     @property
+    def step(self) -> str:
+        """The step that it is in; empty: it has not begun, or has ended."""
+        return self._pace.step
+
+    @property
     def can_be_stopped(self) -> bool:
         """Whether it is not too late to call it off."""
-        return not self._final
+        return not self._waiting.final
 
     def placed(self, name: str) -> Placement | None:
         """What it has made of a member's placement; None: nothing yet."""
@@ -159,17 +132,7 @@ class Migration:
 
         :param leave: if undoing it cannot be done now, let the next daemon do it.
         """
-        if leave and not self._leaving:
-            self._leaving = True
-            self._later(LEAVE_IN, self._give_up)
-        if self._final:
-            self._hurried = True
-            return False
-        if not self._stopped:  # a second time would break off how the step ends
-            self._stopped = reason
-            if self._waiting is not None:
-                self._waiting.cancel()
-        return True
+        return self._waiting.stop(reason, leave=leave)
 
     def lost(self, filesystem: str, node: str, why: str, *, surely: bool = False) -> bool:
         """Roll back, if a filesystem is gone from where it is moved away before the commit.
@@ -180,15 +143,10 @@ class Migration:
         """
         leaving = {(each.name, each.source) for each in self.plan.moving}
         fenced = begun("fence", self.step) and not surely
-        if self._final or fenced or (filesystem, node) not in leaving:
+        if self._waiting.final or fenced or (filesystem, node) not in leaving:
             return False
         name = filesystem.removeprefix(FILESYSTEM)
         return self.stop(f"the filesystem {name} cannot be used any more on {node}: {why}")
-
-    def _give_up(self) -> None:
-        self._later(TRY_AGAIN, self._give_up)  # there may be more
-        if self._enduring is not None:
-            self._enduring.cancel()
 
     async def run(self) -> Ledger:
         """Move the site.
@@ -219,13 +177,11 @@ class Migration:
                 await self._roll_back(f"a fault inside the daemon: {problem!r}")
             return await self._release()
         finally:
-            for timer in self._timers:
-                if timer.active():
-                    timer.cancel()
+            self._waiting.end()
             self.ended.fire()
 
     async def _to_the_commit(self) -> None:
-        self._begin("check")  # which is what there is to call off during the first hook
+        self._pace.begin("check")  # which is what there is to call off during the first hook
         await self._hook("before", "check")
         if self._make_carriage is None:
             await self._check()
@@ -242,10 +198,10 @@ class Migration:
         await self._enter("commit")
         if self._carriage is not None:
             await self._see_targets()
-        await self._barrier.recheck(self._guard)
-        self._final = True
+        await self._barrier.recheck(self._waiting.guard)
+        self._waiting.final = True
         try:
-            await self._endure(self._barrier.commit())
+            await self._waiting.endure(self._barrier.commit())
         except CancelledError:
             why = "it is not known whether it was committed"
             raise LeftUnfinished(why) from None
@@ -256,7 +212,7 @@ class Migration:
         """Every backend that is to serve from now on has a server that is well."""
         for member in self.plan.members:
             if member.has_gate:
-                await self._guard(self._host.check(member.name, member.target))
+                await self._waiting.guard(self._host.check(member.name, member.target))
 
     async def _try(self) -> None:
         """The same of servers that may have just been started."""
@@ -265,7 +221,7 @@ class Migration:
             try:
                 return await self._check()
             except RolledBack:
-                if self._stopped or self._host.reactor.seconds() > late:
+                if self._waiting.stopped or self._host.reactor.seconds() > late:
                     raise
             await deferLater(self._host.reactor, LOOK_EVERY)
 
@@ -275,9 +231,9 @@ class Migration:
         self._barrier.adopt()
         self._carriage = make(entry.id)
         self._record("check")  # once more, now that there is an entry
-        await self._do(self._carriage.check())
+        await self._waiting.do(self._carriage.check())
         for member in self._filesystems():  # what was checked has to be it
-            await self._guard(self._host.usable(member.name, member.source))
+            await self._waiting.guard(self._host.usable(member.name, member.source))
 
     async def _presync(self, carriage: Carriage) -> None:
         """Carry what there is, round after round, until a pause would be short enough."""
@@ -285,15 +241,14 @@ class Migration:
         now = self._host.reactor.seconds
         await self._enter("presync")
         while True:
-            total = (await self._do(carriage.estimate())).pending
+            total = (await self._waiting.do(carriage.estimate())).pending
             began = now()
-            rounds.append(await self._do(carriage.presync(self._teller("presync", total), now)))
+            rounds.append(await self._waiting.do(carriage.presync(self._pace.meter(total), now)))
             seconds = now() - began
             size = sum(each.size for each in rounds[-1])
             pending = sum(each.pending for each in rounds[-1])
             verdict = predict_all(rounds, self._max_pause)
-            self._progress(
-                "presync",
+            self._pace.say(
                 f"round {len(rounds)}: {size:,} bytes in {seconds:.1f} s; {pending:,} are left,"
                 f" which would take {verdict.predicted:.1f} s",
                 predicted=round(verdict.predicted, 3),
@@ -307,19 +262,19 @@ class Migration:
         await self._barrier.hold()
         self._account.begin()
         self._held_at = self._host.reactor.seconds()
-        self._later(self._max_pause, self._overrun)
+        self._waiting.later(self._max_pause, self._overrun)
 
     def _overrun(self) -> None:
-        if not self._final:
+        if not self._waiting.final:
             self.stop(f"the pause took longer than {self._max_pause:g} s")
 
     async def _drain(self) -> None:
         cutting: IDelayedCall | None = None
         if self._force:
-            cutting = self._later(self._max_pause / 2, self._barrier.cut)
+            cutting = self._waiting.later(self._max_pause / 2, self._barrier.cut)
         await self._enter("drain")
         try:
-            await self._barrier.drain(self._guard)
+            await self._barrier.drain(self._waiting.guard)
         except Overtaken as problem:
             raise RolledBack(str(problem)) from None
         if cutting is not None and cutting.active():
@@ -328,27 +283,27 @@ class Migration:
     async def _carry(self, carriage: Carriage) -> None:
         """Everything that happens to the data in the pause."""
         await self._enter("stop")
-        await self._do(carriage.stop_source())
+        await self._waiting.do(carriage.stop_source())
         await self._enter("fence")
-        await self._do(carriage.fence())
+        await self._waiting.do(carriage.fence())
         await self._enter("sync")
-        await self._do(carriage.sync(self._teller("sync", 0)))
+        await self._waiting.do(carriage.sync(self._pace.meter(0)))
         await self._enter("attach")
-        await self._do(carriage.attach())
+        await self._waiting.do(carriage.attach())
         await self._enter("mount")
         for member in self._filesystems():
-            await self._guard(self._host.mounted(member.name, member.target))
+            await self._waiting.guard(self._host.mounted(member.name, member.target))
         await self._enter("compare")
-        await self._do(carriage.verify())  # before services begin to write there
+        await self._waiting.do(carriage.verify())  # before services begin to write there
         await self._enter("start")
-        await self._do(carriage.start_target())
+        await self._waiting.do(carriage.start_target())
 
     async def _switch(self) -> None:
         await self._enter("switch")
         self._barrier.switch()
         await self._enter("verify")
         if self._carriage is not None:
-            await self._guard(self._host.trials.admit(self.plan))
+            await self._waiting.guard(self._host.trials.admit(self.plan))
             await self._try()
         else:
             await self._check()
@@ -359,7 +314,7 @@ class Migration:
     async def _see_targets(self) -> None:
         """What was mounted there still is."""
         for member in self._filesystems():
-            await self._guard(self._host.usable(member.name, member.target))
+            await self._waiting.guard(self._host.usable(member.name, member.target))
 
     # The end
 
@@ -372,7 +327,7 @@ class Migration:
         await self._enter("clean")
         await self._until_released()
         if self._carriage is not None:
-            await self._tidy(self._carriage.clean)
+            await self._waiting.tidy(self.step, self._carriage.clean)
         await self._enter("")
         ledger = await self._ledger("done", "")
         await self._write_end("done", last, "", ledger)
@@ -392,146 +347,68 @@ class Migration:
             (self._barrier.waiting, 0.01),
             (self._barrier.waiting_elsewhere, 0.1),
         ):
-            while not self._hurried and await waiting():
+            while not self._waiting.hurried and await waiting():
                 if self._host.reactor.seconds() > late:
                     return
                 await deferLater(self._host.reactor, every)
 
     async def _hand_over(self) -> None:
         """Another node ends it: do nothing any more but what that node and the registry say."""
-        self._final = True
+        self._waiting.final = True
         if self._carriage is not None:
             self._carriage.begin_undoing()
         self._host.trials.dismiss(self.plan)
         try:
             await self._barrier.give_up()
         except RegistryError as problem:  # then it is heard of
-            self._trouble(self.step, problem)
+            self._pace.trouble(self.step, problem)
 
     async def _roll_back(self, reason: str, reached: str = "") -> None:
         """The source serves again; then say so.
 
         :param reached: the last step that may have begun, if that is not known.
         """
-        self._final = True
+        self._waiting.final = True
         step = self.step
         if self._barrier.entry is None:
-            self._begin("")
+            self._pace.begin("")
             raise RolledBack(reason, step, await self._ledger("rolled back", reason))
-        self._begin("roll back")
+        self._pace.begin("roll back")
         self._host.trials.dismiss(self.plan)
         if self._carriage is not None:
             self._carriage.begin_undoing()
         await self._hook("before", "roll back")
-        left = await self._undo(reached or step)
-        if self._carriage is not None and begun("stop", reached or step):
-            await self._revive(self._carriage)
+        left: list[Work] = []
+        if self._carriage is not None:
+            left = await self._retreat.undo(self._carriage, reached or step)
         by = f"{self._by} (rolled back)"
         last = await self._barrier.open(self._barrier.back(), by, self._opened)
         await self._until_released()
         if self._carriage is not None:
             for undo in left:
-                await self._tidy(undo)
+                await self._waiting.tidy(self.step, undo)
             # Before the first round there is nothing to tidy up; but a dead daemon's journal
             # may say less than was done.
             if self._left is not None or begun("presync", step):
                 await self._hook("before", "abandon")
-                self._begin("abandon")
-                await self._tidy(self._carriage.abandon)
+                self._pace.begin("abandon")
+                await self._waiting.tidy(self.step, self._carriage.abandon)
                 await self._hook("after", "abandon")
         await self._hook("after", "roll back")
-        self._begin("")
+        self._pace.begin("")
         ledger = await self._ledger("rolled back", reason)
         await self._write_end("rolled back", last, reason, ledger)
         raise RolledBack(reason, step, ledger)
-
-    async def _undo(self, step: str) -> list[Work]:
-        """Undo what was done to the data; return what could not be undone at the target.
-
-        What happens there hurts nobody while the source serves, so nobody waits for it long.
-        """
-        carriage = self._carriage
-        left: list[Work] = []
-        if carriage is None:
-            return left
-        for name, undo in (("start", carriage.stop_target), ("attach", carriage.detach)):
-            if begun(name, step):
-                undoing = Deferred.fromCoroutine(undo())
-                try:
-                    await undoing.addTimeout(UNDO_TARGET, self._host.reactor)
-                except Exception as problem:
-                    self._trouble(name, problem)
-                    left.append(undo)
-        for name, undo in (("fence", carriage.unfence), ("stop", carriage.start_source)):
-            if begun(name, step):
-                await self._until_done(name, undo)
-        return left
-
-    async def _revive(self, carriage: Carriage) -> None:
-        """Give services that were started again at the source the time to be well.
-
-        If they are not in the end, the source serves nevertheless: there the data is.
-        """
-        if not carriage.has_services:
-            return
-        self._barrier.adopt()  # or who tries a database would come to the target
-        try:
-            await self._endure(self._until_well())
-        except Exception as problem:
-            self._trouble("stop", problem)
-        self._host.trials.dismiss(self.plan)
-
-    async def _until_well(self) -> None:
-        back, late = self._barrier.back(), self._host.reactor.seconds() + START_IN
-        await self._host.trials.admit(self.plan.reversed())
-        for member in self.plan.moving:
-            # Who was paused before is not asked anything.
-            while member.has_gate and back[member.name].mode is Mode.OPEN:
-                try:
-                    await self._host.check(member.name, member.source)
-                    break
-                except CancelledError:
-                    raise
-                except Exception:
-                    if self._host.reactor.seconds() > late:
-                        raise
-                await deferLater(self._host.reactor, LOOK_EVERY)
-
-    async def _until_done(self, step: str, work: Work) -> None:
-        """Do what has to be done, however often that takes."""
-        while True:
-            try:
-                return await self._endure(work())
-            except Exception as problem:
-                self._trouble(step, problem)
-                if self._leaving:
-                    raise LeftUnfinished(str(problem)) from None
-            await deferLater(self._host.reactor, TRY_AGAIN)
-
-    async def _tidy(self, work: Work) -> None:
-        """Do what would be good to be done, but hurts nobody if it is not."""
-        for number in range(TIDY_TRIES):
-            try:
-                return await self._endure(work())
-            except Exception as problem:
-                self._trouble(self.step, problem)
-                if self._hurried or number + 1 == TIDY_TRIES:
-                    return
-            await deferLater(self._host.reactor, TRY_AGAIN)
-
-    def _trouble(self, step: str, problem: Exception) -> None:
-        log.error("{site}: {step}: {why}", site=self.site, step=step, why=problem)
-        self._progress(self.step, f"{step}: {problem}")
 
     async def _resume(self, entry: Entry) -> Ledger:
         """Take a migration that a dead daemon has left to the end that its commit decides."""
         if self._make_carriage is not None:
             self._carriage = self._make_carriage(entry.id)
-        self._final = True
+        self._waiting.final = True
         self._by = "recovery after a crash"
         if entry.state == "committed":
             return await self._release()
-        self.step = entry.step
+        self._pace.take_up(entry.step)
         # Nobody waits for a step to be on the disk, only for the hold that precedes all of
         # those that change something: whatever comes behind that may have begun.
         reached = "verify" if begun("hold", entry.step) else entry.step
@@ -561,7 +438,7 @@ class Migration:
                 state=state,
                 problem=problem,
             )
-            if not self._leaving:  # the next daemon finds the entry
+            if not self._waiting.leaving:  # the next daemon finds the entry
                 self._host.reactor.callLater(TRY_AGAIN, self._write_later, state, reason, ledger)
 
     def _write_later(self, state: Any, reason: str, ledger: Ledger) -> None:
@@ -577,13 +454,13 @@ class Migration:
         """A step begins, with the hooks between it and the one before."""
         await self._hook("after", self.step)
         await self._hook("before", step)
-        if self._barrier.entry is None or self._final or not step:
-            self._begin(step)
+        if self._barrier.entry is None or self._waiting.final or not step:
+            self._pace.begin(step)
             return
         # Where another node may take it over, no step that changes something is begun before
         # it is known that none has.
         if self._carriage is not None and not self._host.cluster.alone and begun("hold", step):
-            await self._guard(self._recorded(step))
+            await self._waiting.guard(self._recorded(step))
         else:
             self._record(step)
 
@@ -592,20 +469,10 @@ class Migration:
             return
         number = self._barrier.entry.id if self._barrier.entry is not None else 0
         try:
-            running = self._hooks.run(when, step, number)
-            await (self._endure(running) if self._final else self._do(running))
+            wait = self._waiting.endure if self._waiting.final else self._waiting.do
+            await wait(self._hooks.run(when, step, number))
         except (HookFailed, CancelledError) as problem:
-            self._trouble(step, problem)
-
-    def _begin(self, step: str) -> None:
-        """A step begins, and with it the one before has ended."""
-        now = self._host.reactor.seconds()
-        if self.step:
-            spent = self._steps.get(self.step, 0.0) + now - self._step_began
-            self._steps[self.step] = round(spent, 6)
-        self.step, self._step_began = step, now
-        if step:
-            self._progress(step, WHAT[step])
+            self._pace.trouble(step, problem)
 
     def _record(self, step: str) -> None:
         """A step before the commit begins; the registry writes in turn, so this comes first.
@@ -626,65 +493,14 @@ class Migration:
         """The same; fires when that is written."""
         entry = self._barrier.entry
         assert entry is not None
-        self._begin(step)
+        self._pace.begin(step)
         return self._host.registry.step(entry.id, step)
-
-    def _teller(self, step: str, total: int) -> Callable[[int], None]:
-        began = self._host.reactor.seconds()
-
-        def tell(size: int) -> None:
-            seconds = self._host.reactor.seconds() - began
-            rate = round(size / seconds) if seconds > 0 else 0
-            self._progress(step, "", bytes=size, total=max(total, size), rate=rate)
-
-        return tell
 
     async def _ledger(self, outcome: Literal["done", "rolled back"], reason: str) -> Ledger:
         return await self._account.ledger(
             outcome,
             reason,
             pause=self._pause,
-            steps=self._steps,
+            steps=self._pace.spent,
             bytes_moved=self._carriage.carried if self._carriage is not None else 0,
         )
-
-    # Waiting
-
-    async def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._stopped:
-            work.close()
-            raise RolledBack(self._stopped)
-        return await self._guard(Deferred.fromCoroutine(work))
-
-    async def _endure(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what has to be done though the migration may be stopped, but for a time."""
-        self._enduring = Deferred.fromCoroutine(work)
-        try:
-            result: T = await self._enduring
-        finally:
-            self._enduring = None
-        return result
-
-    async def _guard(self, deferred: Deferred[T]) -> T:
-        """Wait for ``deferred``, unless the migration is stopped meanwhile."""
-        self._waiting = deferred
-        try:
-            if self._stopped:
-                deferred.cancel()
-            result = await deferred
-        except CancelledError:
-            raise RolledBack(self._stopped or "cancelled") from None
-        except RegistryError:
-            raise
-        except Exception as problem:
-            raise RolledBack(self._stopped or str(problem)) from problem
-        finally:
-            self._waiting = None
-        if self._stopped:
-            raise RolledBack(self._stopped)
-        return result
-
-    def _later(self, delay: float, function: Callable[..., Any], *args: Any) -> IDelayedCall:
-        timer: IDelayedCall = self._host.reactor.callLater(delay, function, *args)
-        self._timers.append(timer)
-        return timer
