@@ -11,12 +11,13 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from blog_stage import Blog
 from daemon_stage import Failed, Load
+from postgres_stage import PROGRAMS
 from servers_stage import Server, Servers
 from shop_stage import HERE, Shop
 from stage_waiting import reactor, until, until_async
@@ -29,6 +30,10 @@ from awesomeproxy.load.result import Result
 from awesomeproxy.migrate.steps import ORDER
 
 STEPS = tuple(ORDER)
+# Before the others a daemon that dies leaves what it leaves before the next step as well.
+TELLING = tuple(
+    each for each in STEPS if each not in ("check", "drain", "mount", "compare", "switch")
+)
 DONE, UNDONE = "done", "rolled back"
 BLIP = 2.0  # seconds without a network that ssh gets over
 
@@ -164,15 +169,15 @@ def _keeper(server: Server) -> int:
     return server.keeper.pid
 
 
-async def kill_the_daemon(site: Site, load: Load, steps: Iterable[str]) -> None:
-    """Kill it before each of ``steps``, and see that the next one ends the migration."""
+async def kill_the_daemon(site: Site, load: Load) -> None:
+    """Kill it before each step that tells, and see that the next one ends the migration."""
     daemon = site.servers.daemon
 
     async def ended() -> dict[str, Any] | None:
         newest = (await daemon.ask("migrations", site=site.name, limit=1))["migrations"][0]
         return newest if newest["state"] in (DONE, UNDONE) else None
 
-    for step in steps:
+    for step in TELLING:
         moving = Moving(site, step)
         await moving.stops()
         await daemon.kill()
@@ -180,10 +185,9 @@ async def kill_the_daemon(site: Site, load: Load, steps: Iterable[str]) -> None:
         await moving.end
         await daemon.start()
         committed = ORDER[step] > ORDER["commit"]
-        if step != "check":  # before that there is nothing to be ended
-            newest = await until_async(ended, f"the end of what died before {step}")
-            assert newest is not None
-            assert newest["state"] == (DONE if committed else UNDONE), step
+        newest = await until_async(ended, f"the end of what died before {step}")
+        assert newest is not None
+        assert newest["state"] == (DONE if committed else UNDONE), step
         site.at = moving.target if committed else moving.source
         await daemon.until_site(site.name, backend=site.at.name, mode="open")
         await load.flows(5)
@@ -217,7 +221,7 @@ async def pull_cables(site: Site, load: Load, steps: Sequence[str]) -> None:
 
 async def a_shop(servers: Servers) -> Shop:
     """One that moves with as little work as can be."""
-    return await Shop.build(servers, "dump", _hooks(servers))
+    return await Shop.build(servers, "dump", _hooks(servers), PROGRAMS)
 
 
 async def a_blog(servers: Servers, disks: Path) -> Blog:

@@ -39,14 +39,15 @@ class Shop:
     port: int  # of the database's listener
     at: Server  # where it is
     name: str = "shop"
+    programs: str = ""  # where PostgreSQL's are; in PATH Debian has scripts that look for them
 
     @classmethod
-    async def build(cls, servers: Servers, method: str, more: str = "") -> Shop:
+    async def build(cls, servers: Servers, method: str, more: str = "", programs: str = "") -> Shop:
         """
         :param method: how its database is moved.
         :param more: what else is to be configured.
         """
-        shop = cls(servers, free_ports(1)[0], servers.one)
+        shop = cls(servers, free_ports(1)[0], servers.one, programs=programs)
         for server in servers.both:
             shop.furnish(server)
         await shop.starts()
@@ -94,7 +95,8 @@ class Shop:
 
     def psql(self, server: Server, database: str, statement: str) -> str:
         return server.run(
-            "psql", "-XAtq", "-h", "/srv/pg", "-U", USER, "-d", database, "-c", statement
+            *(f"{PROGRAMS}/psql", "-XAtq", "-h", "/srv/pg", "-U", USER, "-d", database),
+            *("-c", statement),
         )
 
     def service(self, server: Server, act: str) -> list[str]:
@@ -109,8 +111,11 @@ class Shop:
         for server in self.servers.both:
             conninfo = f"host={server.address} user={USER} dbname=shop"
             place = ('socket = "/srv/pg"', f'conninfo = "{conninfo}"')
+            where = [f'programs = "{self.programs}"'] if self.programs else []
             service = {act: self.service(server, act) for act in ("start", "stop")}
-            lines.append(backends("shop", server, 'path = "/srv/www/shop"', 5432, service, *place))
+            lines.append(
+                backends("shop", server, 'path = "/srv/www/shop"', 5432, service, *place, *where)
+            )
         return "\n".join(lines)
 
     def rows(self, server: Server) -> Counter[int]:

@@ -14,7 +14,6 @@ from blog_stage import passes
 from daemon_stage import twisted_fixture, twisted_test
 from fault_stage import (
     DONE,
-    STEPS,
     UNDONE,
     Killer,
     Moving,
@@ -45,8 +44,6 @@ RUN = (  # by movers, in steps, and what there is in their command lines
 )
 RESIDENT = ("python3", " -ISc ")  # runs short commands
 SHARED = ("ssh", r"\[mux\]")  # a connection
-# Before them a daemon that dies leaves what it leaves before the next step as well.
-LEFT_OUT = ("check", "drain", "mount", "compare", "switch")
 
 
 @twisted_test
@@ -55,7 +52,7 @@ async def test_the_daemon_is_killed_at_every_step(servers: Servers, disks: Path)
     blog = await a_blog(servers, disks)
     load = writes(blog)
     await load.flows()
-    await kill_the_daemon(blog, load, [each for each in STEPS if each not in LEFT_OUT])
+    await kill_the_daemon(blog, load)
     intact(blog, await load.stop())
 
 

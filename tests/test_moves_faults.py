@@ -10,7 +10,6 @@ from __future__ import annotations
 from daemon_stage import twisted_fixture, twisted_test
 from fault_stage import (
     DONE,
-    STEPS,
     UNDONE,
     Killer,
     Moving,
@@ -48,7 +47,7 @@ async def test_the_daemon_is_killed_at_every_step(servers: Servers) -> None:
     shop = await a_shop(servers)
     load = writes(shop)
     await load.flows()
-    await kill_the_daemon(shop, load, STEPS)
+    await kill_the_daemon(shop, load)
     intact(shop, await load.stop())
 
 
