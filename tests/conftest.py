@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,25 @@ class LoggedFailures:
         taken = [f for f in self.failures if isinstance(f.value, types or BaseException)]
         self.failures = [f for f in self.failures if f not in taken]
         return taken
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files of each kind, ``test_KIND_...``, evenly over the run.
+
+    Those of a kind need the same, as whole servers, and are neighbours by name; at the same
+    time they would want more processors than there are.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(item.path for item in items):
+        kinds.setdefault(path.stem.split("_")[1], []).append(path)
+    alone = [path for paths in kinds.values() if len(paths) == 1 for path in paths]
+    several = [paths for paths in kinds.values() if len(paths) > 1]
+    places = {
+        path: number / len(paths)
+        for paths in [*several, alone]
+        for number, path in enumerate(paths)
+    }
+    items.sort(key=lambda item: places[item.path])
 
 
 def pytest_collection_finish() -> None:
