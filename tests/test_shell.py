@@ -304,6 +304,16 @@ async def test_a_node_that_is_not_there_is_told(ssh: SshStage) -> None:
 
 
 @twisted_test
+async def test_who_is_first_at_the_same_time_is_told_of_the_command_alone(ssh: SshStage) -> None:
+    """All but one go without the connection that is shared, which is no matter of theirs."""
+    far = ssh.shell()
+    failing = [Deferred.fromCoroutine(far.run("sh", "-c", "exit 7")) for _ in range(6)]
+    for each in failing:
+        with pytest.raises(ShellError, match=r"^far: sh -c 'exit 7': ended with status 7$"):
+            await each
+
+
+@twisted_test
 async def test_a_shared_connection_is_let_go(ssh: SshStage) -> None:
     """Nothing of it is left; and closing twice does no harm."""
     far = ssh.shell()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,10 @@ _SSH = (
     "-oControlMaster=auto",
     "-oControlPersist=60",
 )
+
+# Of those that are the first at the same time one has the connection that is shared; what ssh
+# says for the others tells nothing of their commands.
+_NOT_SHARED = re.compile(r"^ControlSocket .* already exists, disabling multiplexing\r?\n", re.M)
 
 
 class ShellError(Exception):
@@ -511,6 +516,7 @@ class _Running(ProcessProtocol):
                 printed, errors = (
                     bytes(each).decode(errors="replace") for each in (self._out, self._err)
                 )
+                errors = _NOT_SHARED.sub("", errors)
                 said = last_lines(errors)
                 why = self._complaint(reason, said)
                 done.errback(ShellError(why, status, said, printed=printed, errors=errors))
