@@ -190,7 +190,7 @@ async def kill_the_daemon(site: Site, load: Load) -> None:
         assert newest["state"] == (DONE if committed else UNDONE), step
         site.at = moving.target if committed else moving.source
         await daemon.until_site(site.name, backend=site.at.name, mode="open")
-        await load.flows(5)
+        await load.flows(3)
 
 
 def intact(site: Site, result: Result) -> None:
@@ -216,7 +216,7 @@ async def pull_cables(site: Site, load: Load, steps: Sequence[str]) -> None:
             await sleep(BLIP)
             server.cut(off=False)
         assert await moving.ends() == DONE
-        await load.flows(5)
+        await load.flows(3)
 
 
 async def a_shop(servers: Servers) -> Shop:
@@ -238,7 +238,7 @@ def _hooks(servers: Servers) -> str:
 
 def writes(site: Site) -> Load:
     """Requests that each write a row and a file."""
-    return site.servers.daemon.load(method="POST", rate=10.0, duration=600.0, timeout=60.0)
+    return site.servers.daemon.load(method="POST", rate=6.0, duration=600.0, timeout=60.0)
 
 
 async def sleep(seconds: float) -> None:

@@ -75,7 +75,7 @@ async def test_a_process_of_a_mover_is_killed_at_every_step(servers: Servers, di
         outcome = await moving.ends()
         assert await killer.stop(), f"{step}: no {program}"
         assert outcome == (DONE if step == "clean" else UNDONE)
-        await load.flows(5)
+        await load.flows(3)
     await passes(blog, load, blog.at)
 
 
@@ -113,5 +113,5 @@ async def test_the_database_of_the_source_is_killed_at_every_step_of_the_pause(
         await blog.database_runs(moving.source)
         if step == "presync":  # when the blog itself would have failed
             load = writes(blog)
-        await load.flows(5)
+        await load.flows(3)
     await passes(blog, load, blog.at)

@@ -65,7 +65,7 @@ async def test_a_process_of_a_mover_is_killed_at_every_step(servers: Servers) ->
         outcome = await moving.ends()
         assert await killer.stop(), f"{step}: no {name}"
         assert name == HELPER or outcome == (DONE if step == "clean" else UNDONE)
-        await load.flows(5)
+        await load.flows(3)
     await passes(shop, load, shop.at)
 
 
@@ -86,5 +86,5 @@ async def test_the_database_of_the_source_is_killed_at_every_step_of_the_pause(
         shop.start_database(moving.source)
         assert await moving.ends() == (DONE if ORDER[step] > ORDER["compare"] else UNDONE)
         await shop.database_runs(moving.source)
-        await load.flows(5)
+        await load.flows(3)
     await passes(shop, load, shop.at)
