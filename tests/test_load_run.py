@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from stage_waiting import until
 from twisted.internet import reactor as the_reactor
 from twisted.internet import ssl
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
@@ -431,12 +432,13 @@ async def test_abandoning_leaves_what_is_under_way_unfinished(serve: Serve) -> N
     def answer(talk: Talk) -> None:
         if len(server.requests) < 3:
             talk.say(OK)
-        else:
-            load.abandon()
 
     server = serve(answer)
     load = Run(reactor, Plan(server.url(), rate=100, duration=600))
-    result = await load.go()
+    going = Deferred.fromCoroutine(load.go())
+    await until(lambda: load.result.finished == 2 < len(server.requests), "two answers of three")
+    load.abandon()
+    result = await going
     assert result.interrupted
     assert ended(result)["ok"] == 2
     assert ended(result)["unfinished"] >= 1
