@@ -46,7 +46,7 @@ async def test_the_pool_of_the_target_is_full(servers: Servers, disks: Path) -> 
         assert await moving.ends() == UNDONE
         assert "out of space" in moving.said["reason"], moving.said
         await blog.empty(moving.target)
-        await load.flows(3)
+        await load.flows(5)
     moving = Moving(blog, "none")
     assert await moving.ends() == DONE
     await passes(blog, load, blog.at)

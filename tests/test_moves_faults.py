@@ -10,6 +10,7 @@ from __future__ import annotations
 from daemon_stage import twisted_fixture, twisted_test
 from fault_stage import (
     DONE,
+    STEPS,
     UNDONE,
     Killer,
     Moving,
@@ -47,7 +48,7 @@ async def test_the_daemon_is_killed_at_every_step(servers: Servers) -> None:
     shop = await a_shop(servers)
     load = writes(shop)
     await load.flows()
-    await kill_the_daemon(shop, load)
+    await kill_the_daemon(shop, load, STEPS)
     intact(shop, await load.stop())
 
 
@@ -65,7 +66,7 @@ async def test_a_process_of_a_mover_is_killed_at_every_step(servers: Servers) ->
         outcome = await moving.ends()
         assert await killer.stop(), f"{step}: no {name}"
         assert name == HELPER or outcome == (DONE if step == "clean" else UNDONE)
-        await load.flows(3)
+        await load.flows(5)
     await passes(shop, load, shop.at)
 
 
@@ -86,5 +87,5 @@ async def test_the_database_of_the_source_is_killed_at_every_step_of_the_pause(
         shop.start_database(moving.source)
         assert await moving.ends() == (DONE if ORDER[step] > ORDER["compare"] else UNDONE)
         await shop.database_runs(moving.source)
-        await load.flows(3)
+        await load.flows(5)
     await passes(shop, load, shop.at)

@@ -80,7 +80,7 @@ async def test_the_disk_of_the_target_is_full_at_every_step(servers: Servers) ->
         assert await moving.ends() == UNDONE
         assert "o space left" in moving.said["reason"] or "make room" in moving.said["reason"]
         target.run("rm", f"{disk}/filler")
-        await load.flows(3)
+        await load.flows(5)
     if not target.runs("postgres"):  # it ends if it cannot write its log
         shop.start_database(target)
     await shop.database_runs(target)
